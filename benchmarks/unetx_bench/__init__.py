@@ -1,0 +1,1 @@
+"""Measurement of latency and accuracy drift on the device at hand."""

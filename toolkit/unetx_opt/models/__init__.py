@@ -1,0 +1,1 @@
+"""Checkpoint to torch module: the table of variants, their blocks, and safe checkpoint files."""
