@@ -1,0 +1,1 @@
+"""One module per engine, one table that names them all."""
