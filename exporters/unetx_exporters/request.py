@@ -1,4 +1,4 @@
-"""What every builder of an engine is given: the graphs of one model, the precision asked for, and where to write."""
+"""What every builder of an engine is given: graphs of one model, the precision asked for, where to write."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ __all__ = ["BuildRequest"]
 class BuildRequest:
     """One model at one precision, on its way to the engines of one target.
 
-    All three graphs read ``image`` float32 (N, C, H, W) with dynamic N and give ``logits`` float32 (N, K, H, W).
+    All three graphs read ``image`` float32 (N, C, H, W), N dynamic, and give ``logits`` float32
+    (N, K, H, W).
 
     Attributes
     ----------

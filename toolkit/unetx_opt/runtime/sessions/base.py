@@ -29,8 +29,8 @@ class OpenRequest:
     record : EngineRecord
         The engine; its first file is the entry point.
     read : callable
-        File name of the record -> its bytes, already verified against the manifest. A session loads from these
-        bytes and never opens the file again: what was verified is what runs.
+        File name of the record -> its bytes, already verified against the manifest. A session loads from
+        these bytes and never opens the file again: what was verified is what runs.
     threads : int or None
         CPU threads that one inference may use; None leaves it to the engine. GPU sessions ignore it.
     """
@@ -51,8 +51,8 @@ class Session(Protocol):
     target : str
         Name of the target, a key of the session table.
     compute_dtype : str
-        Type that the engine really computes in, by ONNX name ("float32", "bfloat16"), read back from the loaded
-        engine where it can tell, else the attested type of its record.
+        Type that the engine really computes in, by ONNX name ("float32", "bfloat16"), read back from the
+        loaded engine where it can tell, else the attested type of its record.
     """
 
     @property
