@@ -1,0 +1,41 @@
+"""The commands of `unetx-opt`, named by string so that the command line imports only the one that is run.
+
+`build` lives in a package above the toolkit; naming it here as text keeps the import graph acyclic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+__all__ = ["COMMANDS", "CommandRow"]
+
+
+@dataclass(frozen=True, slots=True)
+class CommandRow:
+    """One command.
+
+    Attributes
+    ----------
+    target : str
+        ``module:attribute`` of a `click.Command` that has the row's name.
+    summary : str
+        What ``unetx-opt --help`` prints beside it.
+    """
+
+    target: str
+    summary: str
+
+
+#: Command name -> row, in the order in which ``unetx-opt --help`` lists them.
+COMMANDS: Mapping[str, CommandRow] = MappingProxyType(
+    {
+        "train": CommandRow("unetx_opt.cli.train:train", "Train a variant on a folder of images and masks."),
+        "build": CommandRow("unetx_exporters.cli:build", "Turn a checkpoint into a bundle of engines."),
+        "inspect": CommandRow("unetx_opt.cli.inspect:inspect", "Show what a bundle holds."),
+        "verify": CommandRow("unetx_opt.cli.verify:verify", "Check every byte of a bundle and run it."),
+        "segment": CommandRow("unetx_opt.cli.segment:segment", "Segment radiographs with a bundle."),
+        "doctor": CommandRow("unetx_opt.cli.doctor:doctor", "Say what this machine can build and run."),
+    }
+)
