@@ -1,0 +1,165 @@
+"""The two gates of the attention variant: neighbourhood attention and the additive gate.
+
+Both read a skip connection and return a tensor of the same shape, which the decoder *adds* to its upsampled
+features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from unetx_opt.optional import require
+from unetx_opt.specs import Gate, ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+else:
+    torch = require("torch", purpose="building a model")
+    nn = torch.nn
+
+__all__ = ["GATES", "AdditiveGate", "NeighbourhoodGate", "build_gate"]
+
+# Added once per axis to the score of a neighbour outside the image. Its exponential is exactly 0 in float32 and
+# twice its value is still finite in float16.
+_OUTSIDE = -1.0e4
+
+
+class NeighbourhoodGate(nn.Module):
+    """Attention of every pixel over its k x k neighbourhood.
+
+    ``theta = W1 x``, ``phi = W2 x`` (1 x 1 convolutions, C -> D); ``s_ij = <theta_i, phi_j> / sqrt(D)`` for j in
+    the k x k window round i, where neighbours outside the image take no part; ``a = softmax_j(s)``;
+    ``y_i = sum_j a_ij x_j``.
+
+    Parameters
+    ----------
+    channels : int
+        C, channels of the skip connection.
+    hidden : int
+        D, channels of theta and phi.
+    window : int
+        k, odd.
+    """
+
+    def __init__(self, channels: int, hidden: int, window: int) -> None:
+        super().__init__()
+        self.window = window
+        self.theta = nn.Conv2d(channels, hidden, 1)
+        self.phi = nn.Conv2d(channels, hidden, 1)
+
+    def forward(self, skip: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
+        """Attend to the skip connection.
+
+        Parameters
+        ----------
+        skip : torch.Tensor
+            (N, C, H, W).
+        coarse : torch.Tensor
+            Not used; both gates have one signature.
+
+        Returns
+        -------
+        torch.Tensor
+            (N, C, H, W).
+        """
+        del coarse
+        radius = self.window // 2
+        height, width = skip.shape[-2:]
+        theta = self.theta(skip) * (1.0 / math.sqrt(self.theta.out_channels))
+        border = (radius, radius, radius, radius)
+        phi = nn.functional.pad(self.phi(skip), border)
+        values = nn.functional.pad(skip, border)
+        row_bias = [_outside_bias(height, dy - radius, skip)[:, None] for dy in range(self.window)]
+        column_bias = [_outside_bias(width, dx - radius, skip) for dx in range(self.window)]
+        offsets = [(dy, dx) for dy in range(self.window) for dx in range(self.window)]
+        scores = torch.cat(
+            [
+                (theta * phi[:, :, dy : dy + height, dx : dx + width]).sum(1, keepdim=True)
+                + row_bias[dy]
+                + column_bias[dx]
+                for dy, dx in offsets
+            ],
+            dim=1,
+        )
+        weights = torch.softmax(scores, dim=1)
+        attended = torch.zeros_like(skip)
+        for index, (dy, dx) in enumerate(offsets):
+            shifted = values[:, :, dy : dy + height, dx : dx + width]
+            attended = attended + weights[:, index : index + 1] * shifted
+        return attended
+
+
+def _outside_bias(length: int, offset: int, like: torch.Tensor) -> torch.Tensor:
+    position = torch.arange(length, device=like.device) + offset
+    outside = (position < 0) | (position >= length)
+    return torch.where(outside, _OUTSIDE, 0.0).to(like.dtype)
+
+
+class AdditiveGate(nn.Module):
+    """The additive attention gate of Attention U-Net (Oktay et al. 2018, arXiv:1804.03999).
+
+    ``y = sigmoid(psi(relu(W_x x + up(W_g g)))) * x`` with the coarser decoder features g as gating signal,
+    brought to the skip's resolution by bilinear interpolation.
+
+    Parameters
+    ----------
+    channels : int
+        C, channels of the skip connection.
+    coarse_channels : int
+        Channels of the gating signal.
+    hidden : int
+        Channels of the two projections.
+    """
+
+    def __init__(self, channels: int, coarse_channels: int, hidden: int) -> None:
+        super().__init__()
+        self.project_skip = nn.Conv2d(channels, hidden, 1, bias=False)
+        self.project_coarse = nn.Conv2d(coarse_channels, hidden, 1)
+        self.psi = nn.Conv2d(hidden, 1, 1)
+
+    def forward(self, skip: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
+        """Attend to the skip connection.
+
+        Parameters
+        ----------
+        skip : torch.Tensor
+            (N, C, H, W).
+        coarse : torch.Tensor
+            (N, coarse_channels, H / 2, W / 2), the decoder features below.
+
+        Returns
+        -------
+        torch.Tensor
+            (N, C, H, W).
+        """
+        gating = nn.functional.interpolate(
+            self.project_coarse(coarse), scale_factor=2, mode="bilinear", align_corners=False
+        )
+        return skip * torch.sigmoid(self.psi(torch.relu(self.project_skip(skip) + gating)))
+
+
+def _neighbourhood(spec: ModelSpec, channels: int, coarse_channels: int) -> nn.Module:
+    del coarse_channels
+    return NeighbourhoodGate(channels, max(1, channels // 4), spec.gate_window)
+
+
+def _additive(spec: ModelSpec, channels: int, coarse_channels: int) -> nn.Module:
+    del spec
+    return AdditiveGate(channels, coarse_channels, max(1, channels // 2))
+
+
+#: Gate -> a function of (spec, skip channels, coarse channels) that makes its module.
+GATES: Mapping[Gate, Callable[[ModelSpec, int, int], nn.Module]] = MappingProxyType(
+    {Gate.NEIGHBOURHOOD: _neighbourhood, Gate.ADDITIVE: _additive}
+)
+
+
+def build_gate(spec: ModelSpec, level: int, coarse_channels: int) -> nn.Module | None:
+    """Make the gate of one skip level, or None where the skip is passed as it is."""
+    if spec.gate is None or level not in spec.gate_levels:
+        return None
+    return GATES[spec.gate](spec, spec.channels(level), coarse_channels)

@@ -1,0 +1,374 @@
+"""Checkpoint files: safetensors with the spec in the header, and users' PyTorch state dicts, never unpickled.
+
+A checkpoint written here is one safetensors file whose header metadata holds the format version, the variant, the
+model spec and what the training left (all strings). Everything is checked against the header before a tensor is
+loaded, so that a hostile file costs at most its own size in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from unetx_opt.errors import CheckpointError, SpecError
+from unetx_opt.files import write_file
+from unetx_opt.models.variants import get_variant, variant_spec
+from unetx_opt.optional import require
+from unetx_opt.specs import ModelSpec, Upsampling, model_spec_from_json, model_spec_to_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from unetx_opt.models.unet import UNet
+
+__all__ = [
+    "Checkpoint",
+    "load_model",
+    "read_checkpoint",
+    "reference_checkpoint",
+    "write_checkpoint",
+]
+
+FORMAT_VERSION: Final = "1"
+MAX_FILE_BYTES: Final = 8 * 2**30
+MAX_HEADER_BYTES: Final = 4 * 2**20
+_PURPOSE: Final = "reading a checkpoint"
+# A counter that only training with momentum=None reads; it has no influence on the graph.
+_COUNTER: Final = ".num_batches_tracked"
+_RESERVED: Final = ("unetx_format", "unetx_variant", "unetx_spec")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Weights and the spec that they fit.
+
+    Attributes
+    ----------
+    variant : str
+        A key of the table of variants.
+    spec : ModelSpec
+        Rebuilds the module.
+    tensors : mapping of str to torch.Tensor
+        float32, exactly the parameters and statistics of the module.
+    sha256 : str
+        Of the file's bytes, hexadecimal.
+    metadata : mapping of str to str
+        What the training left: data, seeds, figures.
+    source : str
+        The file's name, without its folder.
+    """
+
+    variant: str
+    spec: ModelSpec
+    tensors: Mapping[str, torch.Tensor]
+    sha256: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
+
+
+def reference_checkpoint(variant: str) -> Path:
+    """Path of the checkpoint that ships with the package.
+
+    Raises
+    ------
+    CheckpointError
+        None ships for this variant.
+    """
+    get_variant(variant)
+    folder = Path(__file__).parent / "reference"
+    path = folder / f"{variant}.safetensors"
+    if not path.is_file():
+        shipped = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors"))) or "none"
+        raise CheckpointError(
+            f"no reference checkpoint ships for variant {variant} (shipped: {shipped}): "
+            "train one with unetx-opt train and pass it with --checkpoint"
+        )
+    return path
+
+
+def write_checkpoint(path: Path, model: UNet, variant: str, metadata: Mapping[str, str] | None = None) -> str:
+    """Write a model's weights and spec as one safetensors file, whole or not at all.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Destination; replaced if it exists.
+    model : UNet
+        Its weights are written as float32.
+    variant : str
+        A key of the table of variants.
+    metadata : mapping of str to str, optional
+        Kept in the header as it is.
+
+    Returns
+    -------
+    str
+        SHA-256 of the file, hexadecimal.
+    """
+    get_variant(variant)
+    header = dict(metadata or {})
+    if reserved := sorted(set(header) & set(_RESERVED)):
+        raise CheckpointError(f"checkpoint metadata uses reserved keys {reserved}: choose others")
+    header |= {
+        "unetx_format": FORMAT_VERSION,
+        "unetx_variant": variant,
+        "unetx_spec": json.dumps(model_spec_to_json(model.spec), sort_keys=True),
+    }
+    tensors = {
+        name: value.detach().cpu().float().contiguous()
+        for name, value in model.state_dict().items()
+        if not name.endswith(_COUNTER)
+    }
+    data: bytes = require("safetensors.torch", purpose="writing a checkpoint").save(tensors, metadata=header)
+    write_file(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_checkpoint(path: Path, *, variant: str | None = None) -> Checkpoint:
+    """Read a checkpoint of this toolkit, or a user's state dict.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        A ``.safetensors`` file, or a ``.pt``/``.pth`` file with a state dict (bare, or under "state_dict" or
+        "model", with or without a "module." prefix).
+    variant : str, optional
+        What the weights are meant for. Needed for a file that does not say it; an error where it contradicts a
+        file that does.
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing, truncated, oversized, hostile, holds non-finite weights, or its tensors do not fit
+        the model; the message lists the keys that do not fit.
+    """
+    size = _file_size(path)
+    if size > MAX_FILE_BYTES:
+        raise CheckpointError(
+            f"{path.name} has {size} bytes, expected at most {MAX_FILE_BYTES}: not a U-Net checkpoint"
+        )
+    if zipfile.is_zipfile(path):
+        return _read_state_dict(path, variant)
+    return _read_safetensors(path, size, variant)
+
+
+def load_model(checkpoint: Checkpoint) -> UNet:
+    """Build the module of a checkpoint, in evaluation mode on the CPU."""
+    from unetx_opt.models.unet import build_model
+
+    model = build_model(checkpoint.spec)
+    model.load_state_dict({**_counters(model), **checkpoint.tensors}, strict=True)
+    return model.eval()
+
+
+def _counters(model: UNet) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in model.state_dict().items() if name.endswith(_COUNTER)}
+
+
+def _file_size(path: Path) -> int:
+    try:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is not a file: pass a .safetensors or .pt checkpoint")
+        return path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _read_safetensors(path: Path, size: int, variant: str | None) -> Checkpoint:
+    data = path.read_bytes()
+    header = _parse_header(path.name, data, size)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise CheckpointError(
+            f"{path.name}: the header metadata is not a map of strings: the file is damaged"
+        )
+    shapes = {name: _entry_shape(path.name, name, entry) for name, entry in header.items()}
+    shapes = {name: shape for name, shape in shapes.items() if not name.endswith(_COUNTER)}
+    if "unetx_format" in metadata:
+        named, spec = _read_metadata(path.name, metadata)
+        if variant is not None and variant != named:
+            raise CheckpointError(
+                f"{path.name} holds variant {named}, asked for {variant}: choose the other one or another checkpoint"
+            )
+        variant = named
+    else:
+        variant, spec = _infer_spec(path.name, shapes, variant)
+    _check_fit(path.name, variant, spec, shapes)
+    try:
+        tensors = require("safetensors.torch", purpose=_PURPOSE).load(data)
+    except (
+        Exception
+    ) as error:  # the library raises its own class, ValueError and RuntimeError for damaged files
+        raise CheckpointError(f"{path.name} is damaged: {error}") from error
+    kept = {name: tensors[name].float() for name in shapes}
+    _check_finite(path.name, kept)
+    extra = {key: value for key, value in metadata.items() if key not in _RESERVED}
+    return Checkpoint(variant, spec, kept, hashlib.sha256(data).hexdigest(), extra, path.name)
+
+
+def _parse_header(name: str, data: bytes, size: int) -> dict[str, Any]:
+    if size < 10:
+        raise CheckpointError(
+            f"{name} has {size} bytes: truncated, or not a checkpoint (.safetensors or .pt)"
+        )
+    length = int.from_bytes(data[:8], "little")
+    if length > min(size - 8, MAX_HEADER_BYTES):
+        raise CheckpointError(
+            f"{name}: its header claims {length} bytes of {size}: truncated, or not a checkpoint (.safetensors or .pt)"
+        )
+    try:
+        header = json.loads(data[8 : 8 + length])
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{name}: its header is not JSON: not a checkpoint (.safetensors or .pt)"
+        ) from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{name}: its header is not a JSON object: not a safetensors file")
+    return header
+
+
+def _entry_shape(name: str, key: str, entry: object) -> tuple[int, ...]:
+    shape = entry.get("shape") if isinstance(entry, dict) else None
+    if (
+        not isinstance(shape, list)
+        or len(shape) > 8
+        or not all(type(n) is int and 0 <= n < 2**31 for n in shape)
+    ):
+        raise CheckpointError(f"{name}: tensor {key[:80]!r} has no valid shape: the file is damaged")
+    return tuple(shape)
+
+
+def _read_metadata(name: str, metadata: Mapping[str, str]) -> tuple[str, ModelSpec]:
+    if metadata["unetx_format"] != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{name} has checkpoint format {metadata['unetx_format']!r}, this version reads {FORMAT_VERSION!r}: "
+            "update unetx-opt"
+        )
+    try:
+        variant = get_variant(metadata["unetx_variant"]).name
+        return variant, model_spec_from_json(json.loads(metadata["unetx_spec"]))
+    except (KeyError, ValueError, RecursionError, SpecError) as error:
+        raise CheckpointError(f"{name}: its spec cannot be read ({error}): the file is damaged") from error
+
+
+def _read_state_dict(path: Path, variant: str | None) -> Checkpoint:
+    _refuse_compressed(path)
+    torch = require("torch", purpose=_PURPOSE)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a refused global, a damaged zip and a bad storage each raise another class
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path.name} is not a plain state dict ({reason[:160]}): save model.state_dict() and pass that file"
+        ) from error
+    state = _unwrap(path.name, loaded)
+    tensors = {
+        key.removeprefix("module."): value.detach().float().contiguous()
+        for key, value in state.items()
+        if not key.endswith(_COUNTER)
+    }
+    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    variant, spec = _infer_spec(path.name, shapes, variant)
+    _check_fit(path.name, variant, spec, shapes)
+    _check_finite(path.name, tensors)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Checkpoint(variant, spec, tensors, digest, {}, path.name)
+
+
+def _refuse_compressed(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
+        raise CheckpointError(f"{path.name} is damaged: {error}") from error
+    # torch.save stores its records; a compressed one could inflate to any size.
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CheckpointError(f"{path.name} has compressed records, which torch.save never writes: refused")
+
+
+def _unwrap(name: str, loaded: object) -> dict[str, torch.Tensor]:
+    torch = require("torch", purpose=_PURPOSE)
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not loaded:
+        raise CheckpointError(
+            f"{name} holds a {type(loaded).__name__}, expected a state dict: save model.state_dict()"
+        )
+    for key, value in loaded.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor) or value.is_complex():
+            raise CheckpointError(
+                f"{name}: entry {str(key)[:80]!r} is not a real tensor under a name: save model.state_dict()"
+            )
+    return loaded
+
+
+def _infer_spec(
+    name: str, shapes: Mapping[str, tuple[int, ...]], variant: str | None
+) -> tuple[str, ModelSpec]:
+    """Read width, depth, channels, classes and gate off the shapes; what no shape shows comes from the variant."""
+    if variant is None:
+        raise CheckpointError(f"{name} does not say which variant it holds: pass --variant")
+    first, head = shapes.get("encoder.0.conv1.weight"), shapes.get("head.weight")
+    stages = {
+        key.split(".")[1] for key in shapes if key.startswith("encoder.") and key.endswith("conv1.weight")
+    }
+    if first is None or head is None or len(first) != 4 or len(head) != 4:
+        sample = ", ".join(sorted(shapes)[:3])
+        raise CheckpointError(
+            f"{name} does not have the layout of a {variant}: expected keys such as encoder.0.conv1.weight and "
+            f"head.weight, got {sample}, ...: rename the keys of the state dict"
+        )
+    gates = [key.split(".") for key in shapes if ".gate." in key and key.endswith("weight")]
+    overrides: dict[str, Any] = {"in_channels": first[1], "num_classes": head[0]}
+    if get_variant(variant).gate is not None:
+        overrides["gate"] = "additive" if any(parts[-2] == "psi" for parts in gates) else "neighbourhood"
+        overrides["gate_levels"] = tuple(sorted({int(parts[1]) for parts in gates if parts[1].isdecimal()}))
+    up = shapes.get("decoder.0.up.project.weight", ())
+    if len(up) == 4 and up[2:] == (1, 1):
+        overrides["upsampling"] = Upsampling.BILINEAR
+    try:
+        return variant, variant_spec(variant, width=first[0], depth=max(1, len(stages) - 1), **overrides)
+    except SpecError as error:
+        raise CheckpointError(f"{name} does not describe a {variant}: {error}") from error
+
+
+def _check_fit(name: str, variant: str, spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    torch = require("torch", purpose=_PURPOSE)
+    from unetx_opt.models.unet import build_model
+
+    with torch.device("meta"):
+        state = build_model(spec).state_dict()
+    expected = {key: tuple(value.shape) for key, value in state.items() if not key.endswith(_COUNTER)}
+    missing = sorted(set(expected) - set(shapes))
+    unknown = sorted(set(shapes) - set(expected))
+    misshapen = [
+        f"{key} {shapes[key]} (expected {expected[key]})"
+        for key in sorted(set(shapes) & set(expected))
+        if shapes[key] != expected[key]
+    ]
+    problems = [
+        f"{len(keys)} {what}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
+        for what, keys in (("missing", missing), ("unknown", unknown), ("of another shape", misshapen))
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{name} does not fit variant {variant} of width {spec.width} and depth {spec.depth}: "
+            f"{'; '.join(problems)}: choose the variant that it was trained as"
+        )
+
+
+def _check_finite(name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    for key, value in tensors.items():
+        if not math.isfinite(float(value.abs().max())):
+            raise CheckpointError(
+                f"{name}: tensor {key} holds NaN or Inf: the training diverged, train again"
+            )
