@@ -131,8 +131,7 @@ class ModelSpec:
 def model_spec_to_json(spec: ModelSpec) -> dict[str, Any]:
     """Turn a spec into plain JSON types."""
     return {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in dataclasses.asdict(spec).items()
+        key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(spec).items()
     }
 
 

@@ -185,9 +185,7 @@ def _read_safetensors(path: Path, size: int, variant: str | None) -> Checkpoint:
     header = _parse_header(path.name, data, size)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise CheckpointError(
-            f"{path.name}: the header metadata is not a map of strings: the file is damaged"
-        )
+        raise CheckpointError(f"{path.name}: the header metadata is not a map of strings: the file is damaged")
     shapes = {name: _entry_shape(path.name, name, entry) for name, entry in header.items()}
     shapes = {name: shape for name, shape in shapes.items() if not name.endswith(_COUNTER)}
     if "unetx_format" in metadata:
@@ -202,9 +200,7 @@ def _read_safetensors(path: Path, size: int, variant: str | None) -> Checkpoint:
     _check_fit(path.name, variant, spec, shapes)
     try:
         tensors = require("safetensors.torch", purpose=_PURPOSE).load(data)
-    except (
-        Exception
-    ) as error:  # the library raises its own class, ValueError and RuntimeError for damaged files
+    except Exception as error:  # the library raises its own class, ValueError and RuntimeError for damaged files
         raise CheckpointError(f"{path.name} is damaged: {error}") from error
     kept = {name: tensors[name].float() for name in shapes}
     _check_finite(path.name, kept)
@@ -214,9 +210,7 @@ def _read_safetensors(path: Path, size: int, variant: str | None) -> Checkpoint:
 
 def _parse_header(name: str, data: bytes, size: int) -> dict[str, Any]:
     if size < 10:
-        raise CheckpointError(
-            f"{name} has {size} bytes: truncated, or not a checkpoint (.safetensors or .pt)"
-        )
+        raise CheckpointError(f"{name} has {size} bytes: truncated, or not a checkpoint (.safetensors or .pt)")
     length = int.from_bytes(data[:8], "little")
     if length > min(size - 8, MAX_HEADER_BYTES):
         raise CheckpointError(
@@ -225,9 +219,7 @@ def _parse_header(name: str, data: bytes, size: int) -> dict[str, Any]:
     try:
         header = json.loads(data[8 : 8 + length])
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{name}: its header is not JSON: not a checkpoint (.safetensors or .pt)"
-        ) from error
+        raise CheckpointError(f"{name}: its header is not JSON: not a checkpoint (.safetensors or .pt)") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{name}: its header is not a JSON object: not a safetensors file")
     return header
@@ -235,11 +227,7 @@ def _parse_header(name: str, data: bytes, size: int) -> dict[str, Any]:
 
 def _entry_shape(name: str, key: str, entry: object) -> tuple[int, ...]:
     shape = entry.get("shape") if isinstance(entry, dict) else None
-    if (
-        not isinstance(shape, list)
-        or len(shape) > 8
-        or not all(type(n) is int and 0 <= n < 2**31 for n in shape)
-    ):
+    if not isinstance(shape, list) or len(shape) > 8 or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
         raise CheckpointError(f"{name}: tensor {key[:80]!r} has no valid shape: the file is damaged")
     return tuple(shape)
 
@@ -310,16 +298,12 @@ def _unwrap(name: str, loaded: object) -> dict[str, torch.Tensor]:
     return loaded
 
 
-def _infer_spec(
-    name: str, shapes: Mapping[str, tuple[int, ...]], variant: str | None
-) -> tuple[str, ModelSpec]:
+def _infer_spec(name: str, shapes: Mapping[str, tuple[int, ...]], variant: str | None) -> tuple[str, ModelSpec]:
     """Read width, depth, channels, classes and gate off the shapes; what no shape shows comes from the variant."""
     if variant is None:
         raise CheckpointError(f"{name} does not say which variant it holds: pass --variant")
     first, head = shapes.get("encoder.0.conv1.weight"), shapes.get("head.weight")
-    stages = {
-        key.split(".")[1] for key in shapes if key.startswith("encoder.") and key.endswith("conv1.weight")
-    }
+    stages = {key.split(".")[1] for key in shapes if key.startswith("encoder.") and key.endswith("conv1.weight")}
     if first is None or head is None or len(first) != 4 or len(head) != 4:
         sample = ", ".join(sorted(shapes)[:3])
         raise CheckpointError(
@@ -369,6 +353,4 @@ def _check_fit(name: str, variant: str, spec: ModelSpec, shapes: Mapping[str, tu
 def _check_finite(name: str, tensors: Mapping[str, torch.Tensor]) -> None:
     for key, value in tensors.items():
         if not math.isfinite(float(value.abs().max())):
-            raise CheckpointError(
-                f"{name}: tensor {key} holds NaN or Inf: the training diverged, train again"
-            )
+            raise CheckpointError(f"{name}: tensor {key} holds NaN or Inf: the training diverged, train again")

@@ -43,7 +43,7 @@ class DecoderStage(nn.Module):
 
     def merge(self, skip: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
         """Join (N, C, H, W) with (N, coarse_channels, H/2, W/2) to (N, C or 2 C, H, W)."""
-        upsampled = self.up(coarse)
+        upsampled: torch.Tensor = self.up(coarse)
         if self.concatenates:
             return torch.cat([skip, upsampled], dim=1)
         attended: torch.Tensor = skip if self.gate is None else self.gate(skip, coarse)
