@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,9 +17,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from unetx_opt.errors import CheckpointError, SpecError
 from unetx_opt.files import write_file
-from unetx_opt.models.variants import get_variant, variant_spec
+from unetx_opt.models.fit import COUNTER, check_finite, check_fit
+from unetx_opt.models.state_dict import infer_spec, read_state_dict
+from unetx_opt.models.variants import get_variant
 from unetx_opt.optional import require
-from unetx_opt.specs import ModelSpec, Upsampling, model_spec_from_json, model_spec_to_json
+from unetx_opt.specs import ModelSpec, model_spec_from_json, model_spec_to_json
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +40,6 @@ FORMAT_VERSION: Final = "1"
 MAX_FILE_BYTES: Final = 8 * 2**30
 MAX_HEADER_BYTES: Final = 4 * 2**20
 _PURPOSE: Final = "reading a checkpoint"
-# A counter that only training with momentum=None reads; it has no influence on the graph.
-_COUNTER: Final = ".num_batches_tracked"
 _RESERVED: Final = ("unetx_format", "unetx_variant", "unetx_spec")
 
 
@@ -123,7 +122,7 @@ def write_checkpoint(path: Path, model: UNet, variant: str, metadata: Mapping[st
     tensors = {
         name: value.detach().cpu().float().contiguous()
         for name, value in model.state_dict().items()
-        if not name.endswith(_COUNTER)
+        if not name.endswith(COUNTER)
     }
     data: bytes = require("safetensors.torch", purpose="writing a checkpoint").save(tensors, metadata=header)
     write_file(path, data)
@@ -154,7 +153,7 @@ def read_checkpoint(path: Path, *, variant: str | None = None) -> Checkpoint:
             f"{path.name} has {size} bytes, expected at most {MAX_FILE_BYTES}: not a U-Net checkpoint"
         )
     if zipfile.is_zipfile(path):
-        return _read_state_dict(path, variant)
+        return _read_torch_file(path, variant)
     return _read_safetensors(path, size, variant)
 
 
@@ -168,7 +167,7 @@ def load_model(checkpoint: Checkpoint) -> UNet:
 
 
 def _counters(model: UNet) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in model.state_dict().items() if name.endswith(_COUNTER)}
+    return {name: value for name, value in model.state_dict().items() if name.endswith(COUNTER)}
 
 
 def _file_size(path: Path) -> int:
@@ -187,7 +186,7 @@ def _read_safetensors(path: Path, size: int, variant: str | None) -> Checkpoint:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(f"{path.name}: the header metadata is not a map of strings: the file is damaged")
     shapes = {name: _entry_shape(path.name, name, entry) for name, entry in header.items()}
-    shapes = {name: shape for name, shape in shapes.items() if not name.endswith(_COUNTER)}
+    shapes = {name: shape for name, shape in shapes.items() if not name.endswith(COUNTER)}
     if "unetx_format" in metadata:
         named, spec = _read_metadata(path.name, metadata)
         if variant is not None and variant != named:
@@ -196,14 +195,14 @@ def _read_safetensors(path: Path, size: int, variant: str | None) -> Checkpoint:
             )
         variant = named
     else:
-        variant, spec = _infer_spec(path.name, shapes, variant)
-    _check_fit(path.name, variant, spec, shapes)
+        variant, spec = infer_spec(path.name, shapes, variant)
+    check_fit(path.name, variant, spec, shapes)
     try:
         tensors = require("safetensors.torch", purpose=_PURPOSE).load(data)
     except Exception as error:  # the library raises its own class, ValueError and RuntimeError for damaged files
         raise CheckpointError(f"{path.name} is damaged: {error}") from error
     kept = {name: tensors[name].float() for name in shapes}
-    _check_finite(path.name, kept)
+    check_finite(path.name, kept)
     extra = {key: value for key, value in metadata.items() if key not in _RESERVED}
     return Checkpoint(variant, spec, kept, hashlib.sha256(data).hexdigest(), extra, path.name)
 
@@ -214,7 +213,7 @@ def _parse_header(name: str, data: bytes, size: int) -> dict[str, Any]:
     length = int.from_bytes(data[:8], "little")
     if length > min(size - 8, MAX_HEADER_BYTES):
         raise CheckpointError(
-            f"{name}: its header claims {length} bytes of {size}: truncated, or not a checkpoint (.safetensors or .pt)"
+            f"{name}: its header claims {length} bytes of {size}: truncated, or not a .safetensors or .pt file"
         )
     try:
         header = json.loads(data[8 : 8 + length])
@@ -245,112 +244,12 @@ def _read_metadata(name: str, metadata: Mapping[str, str]) -> tuple[str, ModelSp
         raise CheckpointError(f"{name}: its spec cannot be read ({error}): the file is damaged") from error
 
 
-def _read_state_dict(path: Path, variant: str | None) -> Checkpoint:
-    _refuse_compressed(path)
-    torch = require("torch", purpose=_PURPOSE)
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a refused global, a damaged zip and a bad storage each raise another class
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path.name} is not a plain state dict ({reason[:160]}): save model.state_dict() and pass that file"
-        ) from error
-    state = _unwrap(path.name, loaded)
-    tensors = {
-        key.removeprefix("module."): value.detach().float().contiguous()
-        for key, value in state.items()
-        if not key.endswith(_COUNTER)
-    }
+def _read_torch_file(path: Path, variant: str | None) -> Checkpoint:
+    tensors = read_state_dict(path)
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
-    variant, spec = _infer_spec(path.name, shapes, variant)
-    _check_fit(path.name, variant, spec, shapes)
-    _check_finite(path.name, tensors)
+    variant, spec = infer_spec(path.name, shapes, variant)
+    check_fit(path.name, variant, spec, shapes)
+    check_finite(path.name, tensors)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Checkpoint(variant, spec, tensors, digest, {}, path.name)
-
-
-def _refuse_compressed(path: Path) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
-        raise CheckpointError(f"{path.name} is damaged: {error}") from error
-    # torch.save stores its records; a compressed one could inflate to any size.
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise CheckpointError(f"{path.name} has compressed records, which torch.save never writes: refused")
-
-
-def _unwrap(name: str, loaded: object) -> dict[str, torch.Tensor]:
-    torch = require("torch", purpose=_PURPOSE)
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict) or not loaded:
-        raise CheckpointError(
-            f"{name} holds a {type(loaded).__name__}, expected a state dict: save model.state_dict()"
-        )
-    for key, value in loaded.items():
-        if not isinstance(key, str) or not isinstance(value, torch.Tensor) or value.is_complex():
-            raise CheckpointError(
-                f"{name}: entry {str(key)[:80]!r} is not a real tensor under a name: save model.state_dict()"
-            )
-    return loaded
-
-
-def _infer_spec(name: str, shapes: Mapping[str, tuple[int, ...]], variant: str | None) -> tuple[str, ModelSpec]:
-    """Read width, depth, channels, classes and gate off the shapes; what no shape shows comes from the variant."""
-    if variant is None:
-        raise CheckpointError(f"{name} does not say which variant it holds: pass --variant")
-    first, head = shapes.get("encoder.0.conv1.weight"), shapes.get("head.weight")
-    stages = {key.split(".")[1] for key in shapes if key.startswith("encoder.") and key.endswith("conv1.weight")}
-    if first is None or head is None or len(first) != 4 or len(head) != 4:
-        sample = ", ".join(sorted(shapes)[:3])
-        raise CheckpointError(
-            f"{name} does not have the layout of a {variant}: expected keys such as encoder.0.conv1.weight and "
-            f"head.weight, got {sample}, ...: rename the keys of the state dict"
-        )
-    gates = [key.split(".") for key in shapes if ".gate." in key and key.endswith("weight")]
-    overrides: dict[str, Any] = {"in_channels": first[1], "num_classes": head[0]}
-    if get_variant(variant).gate is not None:
-        overrides["gate"] = "additive" if any(parts[-2] == "psi" for parts in gates) else "neighbourhood"
-        overrides["gate_levels"] = tuple(sorted({int(parts[1]) for parts in gates if parts[1].isdecimal()}))
-    up = shapes.get("decoder.0.up.project.weight", ())
-    if len(up) == 4 and up[2:] == (1, 1):
-        overrides["upsampling"] = Upsampling.BILINEAR
-    try:
-        return variant, variant_spec(variant, width=first[0], depth=max(1, len(stages) - 1), **overrides)
-    except SpecError as error:
-        raise CheckpointError(f"{name} does not describe a {variant}: {error}") from error
-
-
-def _check_fit(name: str, variant: str, spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    torch = require("torch", purpose=_PURPOSE)
-    from unetx_opt.models.unet import build_model
-
-    with torch.device("meta"):
-        state = build_model(spec).state_dict()
-    expected = {key: tuple(value.shape) for key, value in state.items() if not key.endswith(_COUNTER)}
-    missing = sorted(set(expected) - set(shapes))
-    unknown = sorted(set(shapes) - set(expected))
-    misshapen = [
-        f"{key} {shapes[key]} (expected {expected[key]})"
-        for key in sorted(set(shapes) & set(expected))
-        if shapes[key] != expected[key]
-    ]
-    problems = [
-        f"{len(keys)} {what}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
-        for what, keys in (("missing", missing), ("unknown", unknown), ("of another shape", misshapen))
-        if keys
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{name} does not fit variant {variant} of width {spec.width} and depth {spec.depth}: "
-            f"{'; '.join(problems)}: choose the variant that it was trained as"
-        )
-
-
-def _check_finite(name: str, tensors: Mapping[str, torch.Tensor]) -> None:
-    for key, value in tensors.items():
-        if not math.isfinite(float(value.abs().max())):
-            raise CheckpointError(f"{name}: tensor {key} holds NaN or Inf: the training diverged, train again")
