@@ -23,9 +23,10 @@ else:
 
 __all__ = ["GATES", "AdditiveGate", "NeighbourhoodGate", "build_gate"]
 
-# Added once per axis to the score of a neighbour outside the image. Its exponential is exactly 0 in float32 and
-# twice its value is still finite in float16.
-_OUTSIDE = -1.0e4
+# Added once per axis to the score of a neighbour outside the image: its weight is exactly 0 while the scores of one
+# window lie within 2.9e4 of each other, and twice the value is still finite in float16. -inf would be clearer, but
+# engines differ in how they treat an infinite constant.
+_OUTSIDE = -3.0e4
 
 
 class NeighbourhoodGate(nn.Module):
