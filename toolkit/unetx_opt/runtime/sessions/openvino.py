@@ -1,0 +1,205 @@
+"""OpenVINO engines on the CPU: an IR file pair, compiled when it is opened."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from unetx_opt.errors import EngineError
+from unetx_opt.optional import require
+from unetx_opt.runtime.sessions.base import INPUT_NAME, OpenRequest
+from unetx_opt.specs import EngineRecord, Host
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = [
+    "DEVICE",
+    "INFERENCE_PRECISIONS",
+    "OpenVINOSession",
+    "arithmetic_dtype",
+    "compile_settings",
+    "open_openvino",
+    "read_layers",
+    "why_not_openvino_cpu",
+]
+
+DEVICE: Final = "CPU"
+
+#: Precision hint -> the CPU flags of which one gives that arithmetic ("bf16" and "fp16" are what Arm's Linux and
+#: `probe_host` without ``/proc/cpuinfo`` say); empty: every CPU has it.
+INFERENCE_PRECISIONS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
+    {
+        "f32": frozenset(),
+        "bf16": frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"}),
+        "f16": frozenset({"avx512_fp16", "amx_fp16", "fp16", "asimdhp"}),
+    }
+)
+
+#: OpenVINO's element type -> ONNX name. Both 8-bit types are one arithmetic: the sign is the activation's.
+_DTYPES: Final[Mapping[str, str]] = MappingProxyType(
+    {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "i8": "int8", "u8": "int8"}
+)
+
+#: Executed layers that do the arithmetic; all others move, scale or compare data.
+_ARITHMETIC: Final = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
+
+
+def why_not_openvino_cpu(host: Host, record: EngineRecord | None = None) -> str | None:
+    """Say why an OpenVINO engine cannot run on a machine."""
+    if "openvino" not in host.packages:
+        return "the package openvino is not installed: run pip install 'unetx-opt[cpu]'"
+    hint = "f32" if record is None else record.settings.get("inference_precision", "f32")
+    if hint not in INFERENCE_PRECISIONS:
+        return f"its precision {hint!r} is unknown, expected one of {', '.join(INFERENCE_PRECISIONS)}"
+    needed = INFERENCE_PRECISIONS[hint]
+    # Unknown features are no reason: opening the engine reads its real precision back and refuses another one.
+    if needed and host.cpu_features and not needed & host.cpu_features:
+        return f"it was measured with {hint} arithmetic, which this CPU lacks: rebuild it on such a machine"
+    return None
+
+
+def open_openvino(request: OpenRequest) -> OpenVINOSession:
+    """Compile an IR from its verified bytes.
+
+    Parameters
+    ----------
+    request : OpenRequest
+        A record whose files are the ``.xml`` and the ``.bin``.
+
+    Raises
+    ------
+    EngineError
+        The IR cannot be read or compiled, or computes in another type than its record says: its accuracy was
+        measured in that type only.
+    """
+    record = request.record
+    if len(record.files) != 2:
+        raise EngineError(f"{record.target} has {len(record.files)} files, expected model.xml and model.bin")
+    openvino = require("openvino", purpose="running an openvino-cpu engine")
+    xml, weights = (request.read(name) for name in record.files)
+    try:
+        core = openvino.Core()
+        model = core.read_model(model=xml, weights=weights)
+        compiled = core.compile_model(model, DEVICE, compile_settings(record.settings, request.threads))
+    except Exception as error:  # OpenVINO raises RuntimeError, ValueError and types of its own
+        raise EngineError(f"OpenVINO cannot load {record.files[0]}: {_first_line(error)}") from error
+    dtype = arithmetic_dtype(read_layers(compiled, arithmetic_only=True))
+    if dtype != record.compute_dtype:
+        raise EngineError(
+            f"{record.target} computes {dtype} on this machine, its accuracy was measured in "
+            f"{record.compute_dtype}: choose another --target, or rebuild the bundle on this machine"
+        )
+    return OpenVINOSession(compiled, record.target, dtype)
+
+
+def compile_settings(settings: Mapping[str, str], threads: int | None = None) -> dict[str, Any]:
+    """Turn a record's settings into OpenVINO's properties: one image at a time, as soon as possible."""
+    properties: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": settings.get("inference_precision", "f32"),
+    }
+    if threads is not None:
+        properties["INFERENCE_NUM_THREADS"] = threads
+    return properties
+
+
+def read_layers(compiled: Any, *, arithmetic_only: bool = False) -> dict[str, str]:
+    """Read back what a compiled model executes.
+
+    Parameters
+    ----------
+    compiled : openvino.CompiledModel
+        The engine.
+    arithmetic_only : bool
+        Leave out everything but convolutions and matrix products.
+
+    Returns
+    -------
+    dict of str to str
+        Layer -> ONNX name of the type that it computes in. A layer that stands for several nodes of the graph
+        is named by them, joined with commas; constants and layers that only copy are left out.
+    """
+    layers: dict[str, str] = {}
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        info = {key: str(node.rt_info[key].astype(str)) for key in ("layerType", "runtimePrecision")}
+        origin = str(node.rt_info["originalLayersNames"].astype(str))
+        if not origin or info["layerType"] in ("Const", "Input", "Output"):
+            continue
+        if arithmetic_only and info["layerType"] not in _ARITHMETIC:
+            continue
+        precision = info["runtimePrecision"].lower()
+        layers[origin] = _DTYPES.get(precision, precision)
+    return layers
+
+
+def arithmetic_dtype(layers: Mapping[str, str]) -> str:
+    """Name the type that most of the given layers compute in; float32 where there is none."""
+    counts = Counter(layers.values())
+    return counts.most_common(1)[0][0] if counts else "float32"
+
+
+class OpenVINOSession:
+    """A compiled OpenVINO model with one infer request, which a lock hands to one caller at a time.
+
+    With the latency hint one inference uses every thread, so that a second one beside it would gain nothing.
+    """
+
+    def __init__(self, compiled: Any, target: str, compute_dtype: str) -> None:
+        self._request = compiled.create_infer_request()
+        self._shape = compiled.input(INPUT_NAME).get_partial_shape()
+        self._target = target
+        self._compute_dtype = compute_dtype
+        self._lock = threading.Lock()
+
+    @property
+    def target(self) -> str:
+        """Name of the target."""
+        return self._target
+
+    @property
+    def compute_dtype(self) -> str:
+        """Type of the arithmetic, as read back from the compiled model."""
+        return self._compute_dtype
+
+    def infer(self, image_nchw: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run the engine; see `Session.infer`."""
+        with self._lock:
+            if self._request is None:
+                raise EngineError(f"{self._target} is closed: open the engine again")
+            try:
+                results = self._request.infer({INPUT_NAME: image_nchw}, share_inputs=True, share_outputs=True)
+            except Exception as error:  # see open_openvino
+                raise EngineError(
+                    f"{self._target} failed on an input of shape {image_nchw.shape}, expected {self._shape}: "
+                    f"{_first_line(error)}"
+                ) from error
+            # The result lies in memory that the next inference overwrites.
+            logits: NDArray[np.float32] = results[0].copy()
+        return logits
+
+    def close(self) -> None:
+        """Free the compiled model."""
+        with self._lock:
+            self._request = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _first_line(error: Exception) -> str:
+    # OpenVINO begins with the place in its own source that raised; the reason comes last.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
