@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -82,6 +83,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        exit_code = _dispatch(arguments)
+        # Here and not at the interpreter's end, where a reader that has gone away can no longer be handled.
+        sys.stdout.flush()
+    except (KeyboardInterrupt, click.Abort):
+        return _report("interrupted", _INTERRUPTED)
+    except BrokenPipeError:
+        if _stdout_is_gone():
+            return _BROKEN_PIPE
+        raise  # a pipe of the command's own: a defect
+    return exit_code
+
+
+def _dispatch(arguments: list[str]) -> int:
+    try:
         with command_line.make_context(_PROGRAM, arguments) as context:
             return _run(context, debug=context.params["debug"])
     except click.exceptions.Exit as end:
@@ -96,19 +111,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(context: click.Context, *, debug: bool) -> int:
     try:
         command_line.invoke(context)
-        # Here and not at the interpreter's end, where a reader that has gone away can no longer be handled.
-        sys.stdout.flush()
     except UnetxError as error:
         return _report(str(error), error.exit_code, debug=debug)
-    except (KeyboardInterrupt, click.Abort):
-        return _report("interrupted", _INTERRUPTED, debug=debug)
     except OSError as error:
-        if error.errno == errno.EPIPE and _stdout_is_gone():
-            return _BROKEN_PIPE
-        # A full disk or a forbidden path names its file; without one the error is not about the user's files.
+        # A full disk or a forbidden path is the user's to mend, and names a file; anything else is a defect.
         if error.filename is None and error.errno != errno.ENOSPC:
             raise
-        return _report(str(error), 1, debug=debug)
+        return _report(str(error), UnetxError.exit_code, debug=debug)
     return 0
 
 
@@ -121,12 +130,17 @@ def _report(message: str, exit_code: int, *, debug: bool = False) -> int:
 
 def _stdout_is_gone() -> bool:
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The interpreter flushes once more when it ends; let that go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        descriptor = sys.stdout.fileno()
+    except (OSError, ValueError):  # replaced by an object that is no file, or closed
+        return False
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(descriptor, 0)
+        if not poll.poll(0):  # neither an error nor a hang-up: the pipe that broke was another one
+            return False
+    # The interpreter flushes once more when it ends; let that go nowhere.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return True
 
 
 if __name__ == "__main__":
