@@ -1,0 +1,1 @@
+"""Data to checkpoint: data sets, losses, augmentation, and the training loop."""

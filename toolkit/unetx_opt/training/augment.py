@@ -1,0 +1,144 @@
+"""Random views of a prepared image: zoom, place, stretch, rotation, mirror and grey values, pure by seed.
+
+A model is asked for the same anatomy at several input sizes, so it must see it at several zooms. At zoom 1 a view of
+S x S pixels shows the whole image; at zoom 2 it shows what an S x S part of the image at 2 S looks like. Most views
+are whole; the rest are parts. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Augmentation", "View", "cut_view", "draw_view", "vary_grey"]
+
+_Pixel = TypeVar("_Pixel", np.float32, np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class Augmentation:
+    """How far random views may go.
+
+    Attributes
+    ----------
+    whole_share : float
+        Chance that a view shows the whole image, 0 to 1.
+    whole_zoom, part_zoom : tuple of float
+        Lowest and highest zoom of whole views and of parts, drawn log-uniformly.
+    stretch : float
+        Largest logarithm of the ratio between vertical and horizontal zoom.
+    rotation_deg : float
+        Largest rotation.
+    shift : float
+        Largest shift of a whole view, as a fraction of its side.
+    brightness, contrast, gamma : float
+        Largest offset of grey values in [0, 1], largest logarithm of their gain round 0.5, and of their exponent.
+    noise : float
+        Largest standard deviation of Gaussian noise.
+    """
+
+    whole_share: float = 0.6
+    whole_zoom: tuple[float, float] = (0.9, 1.15)
+    part_zoom: tuple[float, float] = (1.15, 2.1)
+    stretch: float = 0.16
+    rotation_deg: float = 10.0
+    shift: float = 0.05
+    brightness: float = 0.08
+    contrast: float = 0.2
+    gamma: float = 0.3
+    noise: float = 0.04
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One view, in fractions of the image.
+
+    Attributes
+    ----------
+    zoom_yx : tuple of float
+        Vertical and horizontal magnification against the whole image at the size of the view.
+    rotation_deg : float
+        Counter-clockwise on the screen.
+    mirrored : bool
+        Left and right swapped.
+    centre_yx : tuple of float
+        Where the middle of the view lies in the image; (0.5, 0.5) is its middle.
+    """
+
+    zoom_yx: tuple[float, float] = (1.0, 1.0)
+    rotation_deg: float = 0.0
+    mirrored: bool = False
+    centre_yx: tuple[float, float] = (0.5, 0.5)
+
+
+def draw_view(random: np.random.Generator, limits: Augmentation) -> View:
+    """Draw a view within limits."""
+    whole = random.random() < limits.whole_share
+    low, high = limits.whole_zoom if whole else limits.part_zoom
+    zoom = math.exp(random.uniform(math.log(low), math.log(high)))
+    half_stretch = math.exp(random.uniform(-limits.stretch, limits.stretch) / 2)
+    # A part may lie anywhere inside the image, a whole view only a little off its middle.
+    reach = limits.shift if whole else 0.5 - 0.5 / zoom
+    return View(
+        zoom_yx=(zoom * half_stretch, zoom / half_stretch),
+        rotation_deg=random.uniform(-limits.rotation_deg, limits.rotation_deg),
+        mirrored=bool(random.random() < 0.5),
+        centre_yx=(0.5 + random.uniform(-reach, reach), 0.5 + random.uniform(-reach, reach)),
+    )
+
+
+def cut_view(pixels: NDArray[_Pixel], view: View, side_px: int, *, order: int, outside: float) -> NDArray[_Pixel]:
+    """Resample one view of an image or of a mask.
+
+    Parameters
+    ----------
+    pixels : ndarray
+        (H, W), float32 grey values or uint8 labels.
+    view : View
+        What to show.
+    side_px : int
+        Height and width of the result.
+    order : int
+        0 for the nearest pixel (labels), 1 for linear interpolation (grey values). The caller gives an image whose
+        resolution is close to that of the view: nothing is smoothed before it is sampled.
+    outside : float
+        Value where the view reaches beyond the image.
+
+    Returns
+    -------
+    ndarray
+        (side_px, side_px), the type of `pixels`.
+    """
+    from scipy import ndimage
+
+    angle = math.radians(view.rotation_deg)
+    rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    if view.mirrored:
+        rotation[:, 1] *= -1.0
+    extent = np.asarray(pixels.shape, dtype=np.float64)
+    # Result pixel i has its centre at (i + 0.5) / side of the view; the same holds for the image on its own grid.
+    matrix = np.diag(extent / (side_px * np.asarray(view.zoom_yx))) @ rotation
+    offset = np.asarray(view.centre_yx) * extent - 0.5 - matrix @ np.full(2, side_px / 2 - 0.5)
+    cut: NDArray[_Pixel] = ndimage.affine_transform(
+        pixels, matrix, offset, (side_px, side_px), order=order, mode="constant", cval=outside, prefilter=False
+    )
+    return cut
+
+
+def vary_grey(pixels: NDArray[np.float32], random: np.random.Generator, limits: Augmentation) -> NDArray[np.float32]:
+    """Change exponent, contrast, brightness and noise of grey values in [0, 1]; the result is clipped to [0, 1]."""
+    exponent = math.exp(random.uniform(-limits.gamma, limits.gamma))
+    gain = math.exp(random.uniform(-limits.contrast, limits.contrast))
+    offset = random.uniform(-limits.brightness, limits.brightness)
+    deviation = random.uniform(0.0, limits.noise)
+    varied = np.power(np.clip(pixels, 0.0, 1.0), np.float32(exponent), dtype=np.float32)
+    varied = (varied - np.float32(0.5)) * np.float32(gain) + np.float32(0.5 + offset)
+    varied += np.float32(deviation) * random.standard_normal(pixels.shape, dtype=np.float32)
+    clipped: NDArray[np.float32] = np.clip(varied, 0.0, 1.0)
+    return clipped
