@@ -1,0 +1,83 @@
+"""Bundle to segmenter: verify, choose an engine, load it, and say which ones were passed over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unetx_opt.errors import EngineError, MissingPackageError
+from unetx_opt.runtime.host import probe_host
+from unetx_opt.runtime.segmenter import Segmenter
+from unetx_opt.runtime.sessions.base import OpenRequest, Session
+from unetx_opt.runtime.sessions.table import SESSIONS, describe_reasons, rank_engines
+from unetx_opt.specs import EngineRecord
+
+if TYPE_CHECKING:
+    from unetx_opt.bundle.open import Bundle
+
+__all__ = ["open_bundle"]
+
+
+def open_bundle(path: Path | str, target: str | None = None, threads: int | None = None) -> Segmenter:
+    """Open a bundle with the engine that this machine runs best.
+
+    Parameters
+    ----------
+    path : pathlib.Path or str
+        A bundle, verified before anything of it is used.
+    target : str, optional
+        Use the engine of this target and no other.
+    threads : int, optional
+        CPU threads of one inference, at least 1; None leaves it to the engine.
+
+    Returns
+    -------
+    Segmenter
+        Its `target` says which engine it is, its `passed_over` why each of the others is not.
+
+    Raises
+    ------
+    BundleError
+        The bundle is incomplete, altered, unsafe, or asks for a step that this version does not have.
+    EngineError
+        No engine of it runs here: every one is listed with its reason.
+    """
+    from unetx_opt.bundle.open import open_verified
+
+    if threads is not None and threads < 1:
+        raise EngineError(f"threads is {threads}, expected at least 1")
+    with open_verified(Path(path)) as bundle:
+        return _open_best(bundle, target, threads)
+
+
+def _open_best(bundle: Bundle, target: str | None, threads: int | None) -> Segmenter:
+    manifest = bundle.manifest
+    if manifest.postprocess is not None:
+        raise EngineError(
+            f"the bundle's masks need the step {manifest.postprocess.name}, which this version does not have: "
+            "update unetx-opt"
+        )
+    choice = rank_engines((engine.record for engine in manifest.engines), probe_host(), target)
+    reasons = dict(choice.reasons)
+    for index, record in enumerate(choice.usable):
+        try:
+            session = _open_session(record, bundle, threads)
+        except (EngineError, MissingPackageError) as error:
+            # The next engine is as good as this one where the gate is concerned; the reason is not lost.
+            reasons[record.target] = str(error)
+            continue
+        for other in choice.usable[index + 1 :]:
+            reasons.setdefault(other.target, f"{record.target} is preferred")
+        names = tuple(label.name for label in manifest.labels)
+        return Segmenter(session, record, manifest.input, names, reasons)
+    raise EngineError(describe_reasons("no engine of this bundle runs on this machine", reasons))
+
+
+def _open_session(record: EngineRecord, bundle: Bundle, threads: int | None) -> Session:
+    session = SESSIONS[record.target].open(OpenRequest(record, bundle.read, threads))
+    if session.compute_dtype != record.compute_dtype:
+        session.close()
+        raise EngineError(
+            f"{record.target} computes {session.compute_dtype} here, its record says {record.compute_dtype}"
+        )
+    return session
