@@ -1,30 +1,43 @@
 """Files that appear whole or not at all: written beside, fsynced, renamed.
 
-The staging name is ``.<name>.partial-<pid>-<random>`` in the same directory, so that the rename never crosses a
-file system. A process that is killed leaves only such a staging entry; the next writer of the same name removes
-those whose process is gone.
+The staging name is ``.<name>.partial-<host>-<pid>-<random>`` in the same directory, so that the rename never
+crosses a file system. A process that is killed leaves only such an entry; the next writer of the same name on
+the same host removes those whose process is gone. On a drive that several hosts share, the entries of another
+host stay: whether its process lives cannot be seen from here.
+
+A directory that is replaced steps aside as ``.<name>.replaced-<host>-<pid>-<random>``; where the writer was
+killed before the new one took its place, the next writer puts it back.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
+import hashlib
 import os
+import platform
 import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Final
 
 from unetx_opt.errors import UnetxError
 
-__all__ = ["relative_name", "staged_directory", "staged_file", "write_file"]
+__all__ = ["relative_name", "scratch_directory", "staged_directory", "staged_file", "write_file"]
 
-_PARTIAL = re.compile(r"\.partial-(\d+)-[0-9a-f]{8}$")
+_PARTIAL: Final = "partial"
+_REPLACED: Final = "replaced"
+_ENTRY: Final = re.compile(r"\.(partial|replaced)-([0-9a-f]{12})-(\d{1,20})-[0-9a-f]{8}")
 # Names that Windows maps to devices, with or without an extension.
-_DEVICE_NAMES = frozenset(
-    {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
+_DEVICE_NAMES: Final = frozenset(
+    {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))}
 )
-_NAME_CHARACTERS = re.compile(r"[A-Za-z0-9._+-]+")
+_NAME_CHARACTERS: Final = re.compile(r"[A-Za-z0-9._+-]+")
+# The disk, a quota or a limit on file sizes is exhausted; EDQUOT does not exist on every system.
+_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 
 def relative_name(name: str) -> PurePosixPath | None:
@@ -59,14 +72,23 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def staged_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path`; on success it is fsynced and renamed to `path`, on an error removed."""
-    staging = _staging_path(path)
+def staged_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """Yield a path beside `path`; on success it is fsynced and renamed to `path`, on an error removed.
+
+    Raises
+    ------
+    UnetxError
+        `path` exists and `overwrite` is False, or the disk is full. `path` is then what it was before.
+    """
+    staging = _beside(path, _PARTIAL)
+    _refuse_existing(path, overwrite=overwrite)
     try:
-        yield staging
-        _sync(staging)
-        staging.replace(path)
-        _sync(path.parent)
+        with _space_for(path):
+            yield staging
+            _sync(staging)
+            _refuse_existing(path, overwrite=overwrite)
+            staging.replace(path)
+            _sync(path.parent)
     except BaseException:
         staging.unlink(missing_ok=True)
         raise
@@ -81,68 +103,119 @@ def staged_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     path : pathlib.Path
         Where the directory shall appear.
     overwrite : bool
-        Replace a directory that is already there; otherwise that is an error, found before any work is done.
+        Replace what is already there; otherwise that is an error, found before any work is done.
 
     Raises
     ------
     UnetxError
-        `path` exists and `overwrite` is False.
+        `path` exists and `overwrite` is False, or the disk is full.
     """
-    if path.exists() and not overwrite:
-        raise UnetxError(f"{path} already exists: choose another output, or pass --overwrite to replace it")
-    staging = _staging_path(path)
+    staging = _beside(path, _PARTIAL)
+    _refuse_existing(path, overwrite=overwrite)
     try:
-        staging.mkdir()
-        yield staging
-        for directory, _, names in os.walk(staging, topdown=False):
-            for name in names:
-                _sync(Path(directory, name))
-            _sync(Path(directory))
-        _replace_directory(staging, path)
-        _sync(path.parent)
+        with _space_for(path):
+            staging.mkdir()
+            yield staging
+            for directory, _, names in os.walk(staging, topdown=False):
+                for name in names:
+                    _sync(Path(directory, name))
+                _sync(Path(directory))
+            _refuse_existing(path, overwrite=overwrite)
+            _take_place(staging, path)
+            _sync(path.parent)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
 
 
-def _replace_directory(staging: Path, path: Path) -> None:
-    if not path.exists():
+@contextlib.contextmanager
+def scratch_directory(path: Path) -> Iterator[Path]:
+    """Yield an empty directory beside `path`, on the same file system; it is removed in any case."""
+    scratch = _beside(path, _PARTIAL)
+    try:
+        with _space_for(path):
+            scratch.mkdir()
+            yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _space_for(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        raise UnetxError(
+            f"cannot write {path}: {os.strerror(error.errno or 0)}; free some space, or choose another output"
+        ) from error
+
+
+def _refuse_existing(path: Path, *, overwrite: bool) -> None:
+    if not overwrite and os.path.lexists(path):
+        raise UnetxError(f"{path} already exists: choose another output, or pass --overwrite to replace it")
+
+
+def _take_place(staging: Path, path: Path) -> None:
+    if not os.path.lexists(path):
         staging.rename(path)
         return
     # No portable call swaps two directories: the old one steps aside first, and comes back if the second
     # rename fails.
-    aside = _staging_path(path)
+    aside = _entry(path, _REPLACED)
     path.rename(aside)
     try:
         staging.rename(path)
     except BaseException:
         aside.rename(path)
         raise
-    if aside.is_dir():
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        aside.unlink(missing_ok=True)
+    _remove(aside)
 
 
-def _staging_path(path: Path) -> Path:
+def _beside(path: Path, kind: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
-    return path.parent / f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
+    _settle_abandoned(path)
+    return _entry(path, kind)
 
 
-def _remove_abandoned(path: Path) -> None:
-    for entry in path.parent.glob(f".{_escape(path.name)}.partial-*"):
-        match = _PARTIAL.search(entry.name)
-        if match is None or _is_alive(int(match[1])):
+def _entry(path: Path, kind: str) -> Path:
+    return path.parent / f".{path.name}.{kind}-{_host_token()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _settle_abandoned(path: Path) -> None:
+    prefix = f".{path.name}"
+    with os.scandir(path.parent) as entries:
+        names = sorted(entry.name for entry in entries if entry.name.startswith(prefix))
+    for name in names:
+        match = _ENTRY.fullmatch(name[len(prefix) :])
+        if match is None or match[2] != _host_token() or _is_alive(int(match[3])):
             continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry, ignore_errors=True)
+        entry = path.parent / name
+        if match[1] == _REPLACED and not os.path.lexists(path):
+            with contextlib.suppress(FileNotFoundError):  # another writer was faster
+                entry.rename(path)
         else:
+            _remove(entry)
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
             entry.unlink(missing_ok=True)
 
 
-def _escape(name: str) -> str:
-    return re.sub(r"([*?\[])", r"[\1]", name)
+@functools.cache
+def _host_token() -> str:
+    # A process id means something only on one host, and there only inside one container: Linux names the
+    # namespace that its ids belong to.
+    try:
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        namespace = ""
+    return hashlib.sha256(f"{platform.node()}\n{namespace}".encode()).hexdigest()[:12]
 
 
 def _is_alive(pid: int) -> bool:
@@ -158,12 +231,13 @@ def _is_alive(pid: int) -> bool:
 
 
 def _sync(path: Path) -> None:
-    if path.is_dir():
-        if os.name == "nt":  # a directory cannot be opened for fsync there
+    if os.name == "nt":
+        if path.is_dir():  # a directory cannot be opened for fsync there
             return
-        descriptor = os.open(path, os.O_RDONLY)
+        flags = os.O_RDWR  # and a file that is open for reading only cannot be flushed
     else:
-        descriptor = os.open(path, os.O_RDWR)
+        flags = os.O_RDONLY  # a file without write permission is synced too
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:

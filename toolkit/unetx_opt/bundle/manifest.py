@@ -7,6 +7,7 @@ field is present, so that a missing one is never read as its default.
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -31,7 +32,7 @@ from unetx_opt.errors import BundleError, SpecError
 from unetx_opt.specs import InputContract, ModelSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 __all__ = [
     "CHECKSUM_NAME",
@@ -42,6 +43,7 @@ __all__ = [
     "manifest_schema",
     "parse_manifest",
     "serialize_manifest",
+    "with_files",
 ]
 
 SCHEMA_VERSION: Final = 1
@@ -141,16 +143,27 @@ def parse_manifest(data: bytes, source: str = MANIFEST_NAME) -> Manifest:
             f"{source} has schema version {str(version)[:20]!r}, this program knows version "
             f"{SCHEMA_VERSION}: update unetx-opt, or build the bundle again"
         )
-    try:
+    with _one_line(source):
         manifest = Manifest.model_validate_json(data)
-    except ValidationError as error:
-        raise BundleError(f"{source}: {_first_problem(error)}") from None
-    except SpecError as error:
-        raise BundleError(f"{source}: {error}") from error
     absent = _absent_field(_to_json(manifest), raw)
     if absent is not None:
         raise BundleError(f"{source}: the field {absent} is missing")
+    if not manifest.files:
+        raise BundleError(f"{source} lists no files")
     return manifest
+
+
+def with_files(manifest: Manifest, files: Mapping[str, FileRecord], sbom: str | None) -> Manifest:
+    """Complete a manifest with the bundle's files.
+
+    Raises
+    ------
+    BundleError
+        A file that the manifest uses is not among them, or two names cannot stand side by side.
+    """
+    fields = {name: getattr(manifest, name) for name in Manifest.model_fields}
+    with _one_line(MANIFEST_NAME):
+        return Manifest(**{**fields, "files": dict(sorted(files.items())), "sbom": sbom})
 
 
 def serialize_manifest(manifest: Manifest) -> bytes:
@@ -169,6 +182,16 @@ def manifest_schema() -> dict[str, Any]:
 
 def _to_json(manifest: Manifest) -> dict[str, Any]:
     return manifest.model_dump(mode="json")
+
+
+@contextmanager
+def _one_line(source: str) -> Iterator[None]:
+    try:
+        yield
+    except ValidationError as error:
+        raise BundleError(f"{source}: {_first_problem(error)}") from None
+    except SpecError as error:
+        raise BundleError(f"{source}: {error}") from error
 
 
 def _first_problem(error: ValidationError) -> str:
