@@ -1,0 +1,110 @@
+"""The command `unetx-opt build`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from unetx_opt.models.variants import VARIANTS
+from unetx_opt.specs import Precision
+
+if TYPE_CHECKING:
+    from unetx_exporters.pipeline import BuildResult
+
+_TARGETS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu", "openvino-cpu")
+
+
+@click.command()
+@click.option("--variant", required=True, type=click.Choice(tuple(VARIANTS)), help="Model variant.")
+@click.option(
+    "--precision",
+    required=True,
+    type=click.Choice([p.value for p in Precision]),
+    help="What the engines store and, where the target can, compute in.",
+)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    type=click.Choice(_TARGETS),
+    help="Build this target; may be repeated. Without it: every target that this machine can build.",
+)
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="A .safetensors checkpoint or a state dict (.pt). Without it: the reference checkpoint.",
+)
+@click.option("--size", type=click.IntRange(16, 8192), default=512, show_default=True, help="Engine input in pixels.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Data folder that decides the gate. Without it: procedural chest phantoms.",
+)
+@click.option("--split", default="validation", show_default=True, help="Split of --data.")
+@click.option(
+    "--gate",
+    type=click.Choice(["strict", "standard", "off"]),
+    help="Accuracy gate. Without it: strict, for int8 standard.",
+)
+@click.option(
+    "--compute-capability",
+    "compute_capabilities",
+    multiple=True,
+    metavar="X.Y",
+    help="CUDA compute capability to build for, such as 8.6; may be repeated. Without it: all that are offered.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where the bundle shall appear.")
+@click.option("--archive", is_flag=True, help="Write the bundle as one file instead of a directory.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the phantoms.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def build(as_json: bool, **chosen: Any) -> None:
+    """Turn a checkpoint into a bundle of verified engines.
+
+    The checkpoint is exported to ONNX, converted to the precision, compiled for every target, compared with the
+    PyTorch reference image by image, and packed with a manifest. A failed accuracy gate exits 3.
+    """
+    from unetx_exporters.options import BuildOptions
+    from unetx_exporters.pipeline import build_bundle
+    from unetx_opt.cli.output import echo_json, progress
+
+    precision = Precision(chosen.pop("precision"))
+    size_px = chosen.pop("size")
+    output = chosen.pop("output")
+    if output is None:
+        output = Path(f"{chosen['variant']}-{precision}" + (".unetx" if chosen["archive"] else ""))
+    options = BuildOptions(
+        precision=precision,
+        size_px=size_px,
+        output=output,
+        command=tuple(Path(argument).name for argument in ("unetx-opt", *sys.argv[1:])),
+        **chosen,
+    )
+    with progress(enabled=not as_json) as display:
+        task = display.add_task("build", total=None)
+
+        def report(stage: str, done: int, total: int) -> None:
+            display.update(task, description=stage, completed=done, total=total)
+
+        result = build_bundle(options, report)
+    if as_json:
+        echo_json(result)
+    else:
+        _print(result)
+
+
+def _print(result: BuildResult) -> None:
+    click.echo(f"bundle   {result.bundle}")
+    click.echo(f"model    {result.variant} {result.precision}, {result.size_px} x {result.size_px} px")
+    for engine in result.engines:
+        verdict = "gate off" if engine.gate is None else f"gate {engine.gate} passed ({engine.evaluated})"
+        click.echo(
+            f"engine   {engine.target}: stored {engine.storage_dtype}, computes {engine.compute_dtype}, {verdict}"
+        )
+    for target, reason in result.skipped.items():
+        click.echo(f"skipped  {target}: {reason}")
+    if result.gate_report is not None:
+        click.echo(f"report   {result.gate_report}")

@@ -1,0 +1,123 @@
+"""The targets that an engine can be built for, and what each needs of the machine that builds it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from unetx_exporters.request import BuildRequest
+from unetx_opt.errors import ExportError, SpecError
+from unetx_opt.specs import EngineRecord, Host
+
+__all__ = ["TARGETS", "TargetRow", "choose_targets"]
+
+_PACKAGE: Final = "unetx_exporters"
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRow:
+    """One target.
+
+    Attributes
+    ----------
+    name : str
+        The word on the command line; also a key of the runtime's session table.
+    summary : str
+        One line for lists.
+    reason : str
+        ``module:function`` of ``(host) -> str or None``: why no engine can be built there.
+    builder : str
+        ``module:function`` of ``(BuildRequest) -> tuple of EngineRecord``.
+    """
+
+    name: str
+    summary: str
+    reason: str
+    builder: str
+
+    def why_not(self, host: Host) -> str | None:
+        """Say why this target cannot be built on a machine, or None where it can."""
+        reason: str | None = _resolve(self.reason)(host)
+        return reason
+
+    def build(self, request: BuildRequest) -> tuple[EngineRecord, ...]:
+        """Build and attest the engines of this target.
+
+        Returns
+        -------
+        tuple of EngineRecord
+            Alternatives that differ in their settings, or engines for different devices.
+
+        Raises
+        ------
+        ExportError
+            An engine cannot be built, or is not what was asked for.
+        """
+        records: tuple[EngineRecord, ...] = _resolve(self.builder)(request)
+        return records
+
+
+def _resolve(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _row(name: str, summary: str, module: str) -> TargetRow:
+    noun = name.replace("-", "_")
+    path = f"{_PACKAGE}.{module}.build"
+    return TargetRow(name, summary, f"{path}:why_not_build_{noun}", f"{path}:build_{noun}")
+
+
+_ROWS: Final = (
+    _row("tensorrt", "TensorRT 10.16 or newer, for the GPU of this machine or a family of GPUs", "tensorrt"),
+    _row("tensorrt-rtx", "TensorRT-RTX, for any RTX GPU; built without a GPU", "tensorrt"),
+    _row("onnxruntime-cuda", "ONNX Runtime on CUDA", "onnxruntime"),
+    _row("onnxruntime-cpu", "ONNX Runtime on the CPU; the embedded default", "onnxruntime"),
+    _row("openvino-cpu", "OpenVINO on the CPU", "openvino"),
+)
+
+#: Target -> row. Modules are named by string: listing the table loads none of them.
+TARGETS: Final[Mapping[str, TargetRow]] = MappingProxyType({row.name: row for row in _ROWS})
+
+
+def choose_targets(asked: Iterable[str], host: Host) -> tuple[tuple[TargetRow, ...], Mapping[str, str]]:
+    """Choose what to build.
+
+    Parameters
+    ----------
+    asked : iterable of str
+        Names; none means every target that the machine can build.
+    host : Host
+        The machine.
+
+    Returns
+    -------
+    chosen : tuple of TargetRow
+        In the order of the table.
+    skipped : mapping of str to str
+        Target -> why it is not built.
+
+    Raises
+    ------
+    SpecError
+        A name is unknown.
+    ExportError
+        A target that was asked for cannot be built here, or none can.
+    """
+    wanted = tuple(asked)
+    for name in wanted:
+        if name not in TARGETS:
+            raise SpecError(f"unknown target {name!r}: choose from {', '.join(TARGETS)}")
+    reasons = {row.name: row.why_not(host) for row in TARGETS.values()}
+    for name in wanted:
+        if reasons[name] is not None:
+            raise ExportError(f"target {name} cannot be built here: {reasons[name]}")
+    chosen = tuple(row for row in TARGETS.values() if reasons[row.name] is None and row.name in (wanted or TARGETS))
+    if not chosen:
+        listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise ExportError(f"no target can be built here: {listed}")
+    skipped = {name: reasons[name] or "not asked for" for name in TARGETS if TARGETS[name] not in chosen}
+    return chosen, MappingProxyType(skipped)
