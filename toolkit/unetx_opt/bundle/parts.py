@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from unetx_opt.bundle.fields import Count, CountMap, Fields, FileName, Name, Sha256, Text, TextMap
 from unetx_opt.specs import EngineRecord, Precision
+
+if TYPE_CHECKING:
+    from unetx_opt.metrics.gates import GateDecision, GateRow
 
 __all__ = [
     "Build",
@@ -15,7 +20,7 @@ __all__ = [
     "EngineGate",
     "FileRecord",
     "GateEvidence",
-    "GateRule",
+    "GateFinding",
     "ImageSet",
     "KeptLayer",
     "Label",
@@ -86,14 +91,17 @@ class Operations(Fields):
         return self
 
 
-class GateRule(Fields):
-    """One rule of a drift gate: the limit, the value that was found, and the image that is worst."""
+class GateFinding(Fields):
+    """What one rule of a drift gate found for one class; ``value`` is None where it is not finite."""
 
     rule: Text
-    limit: float | Text
+    description: Text
+    class_name: Name
     value: float | None
+    comparison: Literal[">=", ">", "<="]
+    limit: float
     passed: bool
-    worst_image: Text | None = None
+    worst_image: Text | None
 
 
 class EngineGate(Fields):
@@ -106,8 +114,12 @@ class EngineGate(Fields):
     name: Name
     passed: bool
     evaluated: Literal["engine", "graph"]
-    why_graph: Text | None = None
-    rows: Annotated[tuple[GateRule, ...], Field(min_length=1, max_length=1000)]
+    why_graph: Text | None
+    has_truth: bool
+    mean_agreement: float
+    worst_agreement: float
+    worst_agreement_image: Text
+    rows: Annotated[tuple[GateFinding, ...], Field(min_length=1, max_length=1000)]
 
     @model_validator(mode="after")
     def _check_reason(self) -> Self:
@@ -116,6 +128,26 @@ class EngineGate(Fields):
         if self.passed != all(row.passed for row in self.rows):
             raise ValueError("passed contradicts the rows")
         return self
+
+    @classmethod
+    def from_decision(cls, decision: GateDecision, why_graph: str | None = None) -> Self:
+        """Take a gate's decision; `why_graph` says why the typed graph ran in place of the engine."""
+        return cls(
+            name=decision.name,
+            passed=decision.passed,
+            evaluated="engine" if why_graph is None else "graph",
+            why_graph=why_graph,
+            has_truth=decision.has_truth,
+            mean_agreement=decision.mean_agreement,
+            worst_agreement=decision.worst_agreement,
+            worst_agreement_image=decision.worst_agreement_image,
+            rows=tuple(_finding(row) for row in decision.rows),
+        )
+
+
+def _finding(row: GateRow) -> GateFinding:
+    fields = dataclasses.asdict(row)
+    return GateFinding(**{**fields, "value": row.value if math.isfinite(row.value) else None})
 
 
 class Engine(Fields):
