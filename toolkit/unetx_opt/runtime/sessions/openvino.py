@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEVICE",
     "INFERENCE_PRECISIONS",
+    "ExecutedLayer",
     "OpenVINOSession",
     "arithmetic_dtype",
     "compile_settings",
@@ -47,6 +49,30 @@ _DTYPES: Final[Mapping[str, str]] = MappingProxyType(
 
 #: Executed layers that do the arithmetic; all others move, scale or compare data.
 _ARITHMETIC: Final = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutedLayer:
+    """A layer that a compiled model executes.
+
+    Attributes
+    ----------
+    kind : str
+        OpenVINO's word for it: "Convolution", "Reorder", ...
+    names : tuple of str
+        Operations of the graph that it stands for; empty for one that the plugin put in between.
+    dtype : str
+        ONNX name of the type that it computes in.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    dtype: str
+
+    @property
+    def is_arithmetic(self) -> bool:
+        """Whether it is a convolution or a matrix product."""
+        return self.kind in _ARITHMETIC
 
 
 def why_not_openvino_cpu(host: Host, record: EngineRecord | None = None) -> str | None:
@@ -88,7 +114,7 @@ def open_openvino(request: OpenRequest) -> OpenVINOSession:
         compiled = core.compile_model(model, DEVICE, compile_settings(record.settings, request.threads))
     except Exception as error:  # OpenVINO raises RuntimeError, ValueError and types of its own
         raise EngineError(f"OpenVINO cannot load {record.files[0]}: {_first_line(error)}") from error
-    dtype = arithmetic_dtype(read_layers(compiled, arithmetic_only=True))
+    dtype = arithmetic_dtype(read_layers(compiled))
     if dtype != record.compute_dtype:
         raise EngineError(
             f"{record.target} computes {dtype} on this machine, its accuracy was measured in "
@@ -108,38 +134,29 @@ def compile_settings(settings: Mapping[str, str], threads: int | None = None) ->
     return properties
 
 
-def read_layers(compiled: Any, *, arithmetic_only: bool = False) -> dict[str, str]:
-    """Read back what a compiled model executes.
+def read_layers(compiled: Any) -> tuple[ExecutedLayer, ...]:
+    """Read back what a compiled model executes, without constants, inputs and outputs.
 
     Parameters
     ----------
     compiled : openvino.CompiledModel
         The engine.
-    arithmetic_only : bool
-        Leave out everything but convolutions and matrix products.
-
-    Returns
-    -------
-    dict of str to str
-        Layer -> ONNX name of the type that it computes in. A layer that stands for several nodes of the graph
-        is named by them, joined with commas; constants and layers that only copy are left out.
     """
-    layers: dict[str, str] = {}
+    layers = []
     for node in compiled.get_runtime_model().get_ordered_ops():
-        info = {key: str(node.rt_info[key].astype(str)) for key in ("layerType", "runtimePrecision")}
-        origin = str(node.rt_info["originalLayersNames"].astype(str))
-        if not origin or info["layerType"] in ("Const", "Input", "Output"):
-            continue
-        if arithmetic_only and info["layerType"] not in _ARITHMETIC:
-            continue
-        precision = info["runtimePrecision"].lower()
-        layers[origin] = _DTYPES.get(precision, precision)
-    return layers
+        keys = ("layerType", "runtimePrecision", "originalLayersNames")
+        kind, precision, origin = (str(node.rt_info[key].astype(str)) for key in keys)
+        if kind not in ("Const", "Input", "Output"):
+            names = tuple(name.removesuffix("/WithoutBiases") for name in origin.split(",") if name)
+            # The bias of a convolution is a node of its own in the graph and bears the convolution's name.
+            dtype = _DTYPES.get(precision.lower(), precision.lower())
+            layers.append(ExecutedLayer(kind, tuple(dict.fromkeys(names)), dtype))
+    return tuple(layers)
 
 
-def arithmetic_dtype(layers: Mapping[str, str]) -> str:
-    """Name the type that most of the given layers compute in; float32 where there is none."""
-    counts = Counter(layers.values())
+def arithmetic_dtype(layers: Iterable[ExecutedLayer]) -> str:
+    """Name the type that most convolutions and matrix products compute in; float32 where there is none."""
+    counts = Counter(layer.dtype for layer in layers if layer.is_arithmetic)
     return counts.most_common(1)[0][0] if counts else "float32"
 
 
