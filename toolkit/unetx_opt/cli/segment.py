@@ -1,0 +1,164 @@
+"""`unetx-opt segment`: radiographs in, masks and overlays out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from unetx_opt.cli.output import echo_json, note, progress
+from unetx_opt.errors import ImageError, UnetxError
+
+if TYPE_CHECKING:
+    from unetx_opt.imaging.files import SourceImage
+    from unetx_opt.runtime import Segmenter
+
+__all__ = ["segment"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One input and the stem of its outputs."""
+
+    source: Path
+    stem: str
+
+
+@click.command("segment")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--target", metavar="NAME", help="Use the engine of this target and no other.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of one inference.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def segment(
+    bundle: Path, inputs: tuple[Path, ...], output: Path, target: str | None, threads: int | None, as_json: bool
+) -> None:
+    """Segment radiographs (PNG or DICOM files, or folders of them) with a BUNDLE.
+
+    Each input NAME gives NAME.mask.png and NAME.overlay.png in the output folder. An input that cannot be
+    segmented is reported and does not stop the others; the exit code is then 1.
+    """
+    from unetx_opt.runtime import open_bundle
+
+    jobs = tuple(_name_jobs(_expand(inputs)))
+    with open_bundle(bundle, target, threads) as segmenter:
+        _note_engine(segmenter)
+        results = list(_segment_all(segmenter, jobs, output, quiet=as_json))
+        header = {
+            "bundle": bundle,
+            "target": segmenter.target,
+            "compute_dtype": segmenter.compute_dtype,
+            "passed_over": segmenter.passed_over,
+        }
+    if as_json:
+        echo_json({**header, "images": results})
+    failed = [result for result in results if result["error"] is not None]
+    if failed:
+        raise UnetxError(
+            f"{len(failed)} of {len(results)} inputs could not be segmented, beginning with {failed[0]['input']}: "
+            "each is reported above"
+        )
+
+
+def _expand(inputs: Iterable[Path]) -> Iterator[Path]:
+    """Put a folder's visible files in its place, in order of their names."""
+    for path in inputs:
+        if path.is_dir():
+            yield from sorted(entry for entry in path.iterdir() if entry.is_file() and entry.name[0] != ".")
+        else:
+            yield path
+
+
+def _name_jobs(sources: Iterable[Path]) -> Iterator[_Job]:
+    """Give each input a stem of its own: the second a.png becomes a-2, also where case is ignored."""
+    taken: set[str] = set()
+    for source in sources:
+        stem, number = source.stem, 1
+        while stem.casefold() in taken:
+            number += 1
+            stem = f"{source.stem}-{number}"
+        taken.add(stem.casefold())
+        yield _Job(source, stem)
+
+
+def _note_engine(segmenter: Segmenter) -> None:
+    note(f"engine: {segmenter.target}, computes {segmenter.compute_dtype}")
+    for engine, reason in segmenter.passed_over.items():
+        note(f"not used: {engine}: {reason}")
+
+
+def _segment_all(
+    segmenter: Segmenter, jobs: tuple[_Job, ...], output: Path, *, quiet: bool
+) -> Iterator[dict[str, Any]]:
+    first_run = True
+    with progress(enabled=len(jobs) > 1 and not quiet) as display:
+        bar = display.add_task("segmenting", total=len(jobs))
+        for job in jobs:
+            try:
+                result = _segment_one(segmenter, job, output) | {"first_run": first_run}
+                first_run = False
+                if not quiet:
+                    click.echo(_describe(result))
+            except UnetxError as error:
+                note(f"error: {error}")
+                result = {"input": job.source, "error": str(error)}
+            display.advance(bar)
+            yield result
+
+
+def _segment_one(segmenter: Segmenter, job: _Job, output: Path) -> dict[str, Any]:
+    from unetx_opt.imaging.files import write_mask_png, write_overlay_png
+
+    started = time.perf_counter()
+    image = _read(job.source)
+    read = time.perf_counter()
+    segmentation = segmenter.segment(image.pixels, image.spacing_mm)
+    segmented = time.perf_counter()
+    mask, overlay = (output / f"{job.stem}.{kind}.png" for kind in ("mask", "overlay"))
+    write_mask_png(mask, segmentation.labels, num_classes=segmentation.logits_khw.shape[0])
+    write_overlay_png(overlay, image.pixels, segmentation.labels)
+    written = time.perf_counter()
+    return {
+        "input": job.source,
+        "error": None,
+        "mask": mask,
+        "overlay": overlay,
+        "height": image.pixels.shape[0],
+        "width": image.pixels.shape[1],
+        "spacing_mm": image.spacing_mm,
+        "areas_px": segmentation.areas_px,
+        "areas_mm2": segmentation.areas_mm2,
+        "timings_ms": {
+            "read": (read - started) * 1e3,
+            **segmentation.timings_ms,
+            "write": (written - segmented) * 1e3,
+        },
+    }
+
+
+def _read(path: Path) -> SourceImage:
+    from unetx_opt.dicom.read import is_dicom, read_dicom
+    from unetx_opt.imaging.files import SourceImage, read_image
+
+    try:
+        if not (path.is_file() and is_dicom(path)):
+            return read_image(path)
+        image = read_dicom(path)
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error.strerror or error}") from error
+    return SourceImage(pixels=image.pixels, spacing_mm=image.spacing_mm, name=path.stem, kind="dicom")
+
+
+def _describe(result: Mapping[str, Any]) -> str:
+    areas = (
+        [f"{name} {pixels} px" for name, pixels in result["areas_px"].items()]
+        if result["areas_mm2"] is None
+        else [f"{name} {area:.0f} mm2" for name, area in result["areas_mm2"].items()]
+    )
+    warm_up = ", first run" if result["first_run"] else ""
+    return f"{result['mask']}: {', '.join(areas)}; {result['timings_ms']['total']:.1f} ms{warm_up}"
