@@ -71,27 +71,32 @@ class NeighbourhoodGate(nn.Module):
         radius = self.window // 2
         height, width = skip.shape[-2:]
         theta = self.theta(skip) * (1.0 / math.sqrt(self.theta.out_channels))
-        border = (radius, radius, radius, radius)
-        phi = nn.functional.pad(self.phi(skip), border)
-        values = nn.functional.pad(skip, border)
+        phi = _neighbours(self.phi(skip), self.window)
+        values = _neighbours(skip, self.window)
+        offsets = [(dy, dx) for dy in range(self.window) for dx in range(self.window)]
+        scores = [(theta * shifted).sum(1, keepdim=True) for shifted in phi]
         row_bias = [_outside_bias(height, dy - radius, skip)[:, None] for dy in range(self.window)]
         column_bias = [_outside_bias(width, dx - radius, skip) for dx in range(self.window)]
-        offsets = [(dy, dx) for dy in range(self.window) for dx in range(self.window)]
-        scores = torch.cat(
-            [
-                (theta * phi[:, :, dy : dy + height, dx : dx + width]).sum(1, keepdim=True)
-                + row_bias[dy]
-                + column_bias[dx]
-                for dy, dx in offsets
-            ],
-            dim=1,
-        )
-        weights = torch.softmax(scores, dim=1)
-        attended = torch.zeros_like(skip)
         for index, (dy, dx) in enumerate(offsets):
-            shifted = values[:, :, dy : dy + height, dx : dx + width]
-            attended = attended + weights[:, index : index + 1] * shifted
+            if dy != radius:  # the middle row of the window is never outside
+                scores[index] = scores[index] + row_bias[dy]
+            if dx != radius:
+                scores[index] = scores[index] + column_bias[dx]
+        weights = torch.softmax(torch.cat(scores, dim=1), dim=1)
+        terms = [weights[:, index : index + 1] * shifted for index, shifted in enumerate(values)]
+        attended = terms[0]
+        for term in terms[1:]:
+            attended = attended + term
         return attended
+
+
+def _neighbours(features: torch.Tensor, window: int) -> list[torch.Tensor]:
+    """Shift (N, C, H, W) to every offset of the window, row by row; what comes from outside is 0."""
+    height, width = features.shape[-2:]
+    radius = window // 2
+    padded = nn.functional.pad(features, (radius, radius, radius, radius))
+    bands = [padded[:, :, dy : dy + height] for dy in range(window)]
+    return [band[:, :, :, dx : dx + width] for band in bands for dx in range(window)]
 
 
 def _outside_bias(length: int, offset: int, like: torch.Tensor) -> torch.Tensor:
