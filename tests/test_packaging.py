@@ -229,7 +229,8 @@ def test_the_wheel_holds_every_module_and_nothing_of_the_tests(wheel: Path) -> N
     assert sources <= names
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
-    assert [name for name in names if "test" in name.rpartition("/")[2] or name.endswith(".pyc")] == []
+    leftovers = re.compile(r"(^|/)(test_[^/]*|conftest)\.py$|\.pyc$")
+    assert [name for name in names if leftovers.search(name)] == []
 
 
 def test_the_wheel_holds_types_schema_weights_and_licences(wheel: Path) -> None:
