@@ -1,0 +1,1 @@
+"""DICOM files in and, for what the segmentation found, DICOM objects out."""

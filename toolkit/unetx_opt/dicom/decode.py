@@ -1,0 +1,164 @@
+"""Stored pixel values of a DICOM image, each transfer syntax by one chosen codec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetx_opt.dicom.codestream import StreamSize, jpeg2000_size, jpeg_size
+from unetx_opt.errors import ImageError, MissingPackageError
+from unetx_opt.optional import require
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+__all__ = ["DEFLATED", "TRANSFER_SYNTAXES", "PixelLayout", "TransferSyntax", "decode_pixels"]
+
+#: UID of Deflated Explicit VR Little Endian, whose whole data set is compressed.
+DEFLATED: Final = "1.2.840.10008.1.2.1.99"
+
+
+@dataclass(frozen=True, slots=True)
+class PixelLayout:
+    """The checked Image Pixel module of a grey single-frame image.
+
+    Attributes
+    ----------
+    rows, columns : int
+        In pixels.
+    bits_allocated, bits_stored : int
+        Per pixel.
+    signed : bool
+        Whether stored values are in two's complement.
+    """
+
+    rows: int
+    columns: int
+    bits_allocated: int
+    bits_stored: int
+    signed: bool
+
+    @property
+    def stored_range(self) -> tuple[int, int]:
+        """Smallest and largest value that the stored bits can hold."""
+        if self.signed:
+            return -(2 ** (self.bits_stored - 1)), 2 ** (self.bits_stored - 1) - 1
+        return 0, 2**self.bits_stored - 1
+
+
+@dataclass(frozen=True, slots=True)
+class TransferSyntax:
+    """How the pixels of one transfer syntax are decoded.
+
+    Attributes
+    ----------
+    name : str
+        As a person calls it.
+    plugins : tuple of str
+        pydicom's decoding plugins for it, the first installed one is used; empty where the pixels are not
+        compressed, or where `imagecodecs` decodes them. Naming them keeps other installed codecs out, of which
+        some end the process on damaged input.
+    stream_size : callable or None
+        Reads the size from the compressed frame, before it is decoded.
+    """
+
+    name: str
+    plugins: tuple[str, ...]
+    stream_size: Callable[[bytes], StreamSize] | None
+
+
+#: Transfer syntax UID to its row. Video and JPIP are absent: they hold no single radiograph.
+TRANSFER_SYNTAXES: Final[Mapping[str, TransferSyntax]] = MappingProxyType(
+    {
+        "1.2.840.10008.1.2": TransferSyntax("Implicit VR Little Endian", (), None),
+        "1.2.840.10008.1.2.1": TransferSyntax("Explicit VR Little Endian", (), None),
+        "1.2.840.10008.1.2.2": TransferSyntax("Explicit VR Big Endian", (), None),
+        DEFLATED: TransferSyntax("Deflated Explicit VR Little Endian", (), None),
+        "1.2.840.10008.1.2.4.50": TransferSyntax("JPEG Baseline", ("pillow",), jpeg_size),
+        "1.2.840.10008.1.2.4.51": TransferSyntax("JPEG Extended", (), jpeg_size),
+        "1.2.840.10008.1.2.4.57": TransferSyntax("JPEG Lossless", (), jpeg_size),
+        "1.2.840.10008.1.2.4.70": TransferSyntax("JPEG Lossless SV1", (), jpeg_size),
+        "1.2.840.10008.1.2.4.80": TransferSyntax("JPEG-LS Lossless", ("pyjpegls",), jpeg_size),
+        "1.2.840.10008.1.2.4.81": TransferSyntax("JPEG-LS Near-lossless", ("pyjpegls",), jpeg_size),
+        "1.2.840.10008.1.2.4.90": TransferSyntax("JPEG 2000 Lossless", ("pylibjpeg", "pillow"), jpeg2000_size),
+        "1.2.840.10008.1.2.4.91": TransferSyntax("JPEG 2000", ("pylibjpeg", "pillow"), jpeg2000_size),
+        "1.2.840.10008.1.2.4.201": TransferSyntax(
+            "High-Throughput JPEG 2000 Lossless", ("pylibjpeg",), jpeg2000_size
+        ),
+        "1.2.840.10008.1.2.4.202": TransferSyntax("High-Throughput JPEG 2000 RPCL", ("pylibjpeg",), jpeg2000_size),
+        "1.2.840.10008.1.2.4.203": TransferSyntax("High-Throughput JPEG 2000", ("pylibjpeg",), jpeg2000_size),
+        "1.2.840.10008.1.2.5": TransferSyntax("RLE Lossless", ("pylibjpeg", "pydicom"), None),
+    }
+)
+
+
+def decode_pixels(dataset: Dataset, syntax_uid: str, layout: PixelLayout) -> NDArray[Any]:
+    """Decode the one frame of an image.
+
+    Parameters
+    ----------
+    dataset : pydicom.dataset.Dataset
+        With Pixel Data.
+    syntax_uid : str
+        Its transfer syntax, a key of `TRANSFER_SYNTAXES`.
+    layout : PixelLayout
+        What the image's header declares.
+
+    Returns
+    -------
+    numpy.ndarray
+        (rows, columns) stored values, 8-bit or 16-bit integers, unused high bits cleared or sign-extended.
+
+    Raises
+    ------
+    ImageError
+        The compressed frame declares another size than the header, or colour.
+    MissingPackageError
+        The codec is not installed.
+    """
+    syntax = TRANSFER_SYNTAXES[syntax_uid]
+    if syntax.stream_size is not None:
+        _check_stream(syntax.stream_size(_first_frame(dataset)), layout)
+        if not syntax.plugins:
+            return _decode_jpeg(_first_frame(dataset), layout)
+    pixels = require("pydicom.pixels", purpose="decoding a DICOM image")
+    decoder = pixels.get_decoder(syntax_uid)
+    plugin = next((name for name in syntax.plugins if name in decoder.available_plugins), "")
+    if syntax.plugins and not plugin:
+        raise MissingPackageError(
+            f"{syntax.name} needs a codec that is not installed: run pip install 'unetx-opt[dicom]'"
+        )
+    stored, _ = decoder.as_array(dataset, index=0, raw=True, decoding_plugin=plugin)
+    return np.asarray(stored)
+
+
+def _first_frame(dataset: Dataset) -> bytes:
+    encaps = require("pydicom.encaps", purpose="reading compressed pixel data")
+    return bytes(encaps.get_frame(dataset.PixelData, 0, number_of_frames=1))
+
+
+def _check_stream(size: StreamSize, layout: PixelLayout) -> None:
+    if (size.rows, size.columns) != (layout.rows, layout.columns):
+        raise ImageError(
+            f"its compressed frame is {size.rows} x {size.columns} pixels, its header says "
+            f"{layout.rows} x {layout.columns}"
+        )
+    if size.components != 1:
+        raise ImageError(f"its compressed frame has {size.components} components, expected 1 (grey)")
+    if size.bits > layout.bits_allocated:
+        raise ImageError(f"its compressed frame has {size.bits} bits per pixel, its header {layout.bits_allocated}")
+
+
+def _decode_jpeg(frame: bytes, layout: PixelLayout) -> NDArray[Any]:
+    imagecodecs = require("imagecodecs", purpose="decoding JPEG Lossless or 12-bit JPEG")
+    decoded: NDArray[Any] = imagecodecs.jpeg_decode(frame)
+    # JPEG knows no sign: the bits are stored as they are, and the highest of those stored is the sign.
+    container = np.dtype(f"{'i' if layout.signed else 'u'}{layout.bits_allocated // 8}")
+    stored = decoded.astype(container)
+    unused = layout.bits_allocated - layout.bits_stored
+    return np.asarray(np.right_shift(np.left_shift(stored, unused), unused))
