@@ -156,10 +156,9 @@ def write_overlay_png(path: Path, pixels: NDArray[Any], labels: NDArray[np.uint8
     grey = np.rint(normalize_grey(pixels, InputContract()) * np.float32(255)).astype(np.uint8)
     overlay = np.repeat(grey[:, :, np.newaxis], 3, axis=2)
     thickness = max(1, round(max(labels.shape) * _CONTOUR_PER_SIDE))
-    for label in range(1, 256):
-        region = labels == label
-        if region.any():
-            _paint(overlay, region, OVERLAY_COLORS[(label - 1) % len(OVERLAY_COLORS)], thickness)
+    for label in np.flatnonzero(np.bincount(labels.ravel())).tolist():
+        if label:
+            _paint(overlay, labels == label, OVERLAY_COLORS[(label - 1) % len(OVERLAY_COLORS)], thickness)
     _write_png(path, overlay)
 
 
