@@ -121,7 +121,7 @@ def _write_entry(file: BinaryIO, contents: Contents, name: str) -> _Entry:
     return entry
 
 
-def _hash_start(file: BinaryIO, length: int) -> str:
+def _hash_start(file: BinaryIO | io.FileIO, length: int) -> str:
     file.seek(0)
     digest = hashlib.sha256()
     while length and (chunk := file.read(min(length, _CHUNK_BYTES))):
@@ -139,7 +139,7 @@ class ArchiveContents:
         self.path = path
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] | None = None
-        self._file = path.open("rb")
+        self._file = path.open("rb", buffering=0)
         self._size = self._file.seek(0, io.SEEK_END)
 
     def problems(self) -> tuple[str, ...]:
@@ -169,7 +169,7 @@ class ArchiveContents:
     def stream(self, name: str) -> Iterator[BinaryIO]:
         """Open an entry; several may be read at the same time."""
         entry = self._parsed()[name]
-        with io.BufferedReader(_Section(self._read, entry.data_offset, entry.size)) as stream:
+        with io.BufferedReader(_Section(self._read_into, entry.data_offset, entry.size)) as stream:
             yield stream
 
     def close(self) -> None:
@@ -182,9 +182,13 @@ class ArchiveContents:
         return self._entries
 
     def _read(self, offset: int, size: int) -> bytes:
+        data = bytearray(size)
+        return bytes(data[: self._read_into(offset, memoryview(data))])
+
+    def _read_into(self, offset: int, view: memoryview) -> int:
         with self._lock:
             self._file.seek(offset)
-            return self._file.read(size)
+            return self._file.readinto(view) or 0
 
     def _read_entries(self) -> Iterator[_Entry]:
         start = self._size - _TAIL_BYTES
@@ -225,10 +229,10 @@ class ArchiveContents:
 
 
 class _Section(io.RawIOBase):
-    """A part of a file as a stream of its own; `read` takes an offset and a size in bytes."""
+    """A part of a file as a stream of its own; `read_into` fills a buffer from an offset."""
 
-    def __init__(self, read: Callable[[int, int], bytes], start: int, size: int) -> None:
-        self._read_at = read
+    def __init__(self, read_into: Callable[[int, memoryview], int], start: int, size: int) -> None:
+        self._read_into = read_into
         self._position = start
         self._end = start + size
 
@@ -236,8 +240,7 @@ class _Section(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer)
-        data = self._read_at(self._position, min(len(view), self._end - self._position))
-        view[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+        view = memoryview(buffer)[: self._end - self._position]
+        count = self._read_into(self._position, view)
+        self._position += count
+        return count

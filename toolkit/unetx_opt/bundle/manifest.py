@@ -114,9 +114,9 @@ def _check_files(manifest: Manifest) -> None:
     for name in (*named, *(name for name in optional if name is not None)):
         if name not in manifest.files:
             raise ValueError(f"{name} is used but not listed in files")
-    entries = [(engine.target, engine.files[0]) for engine in manifest.engines]
-    if len(set(entries)) != len(entries):
-        raise ValueError("two engines have the same target and file")
+    engines = [(engine.target, engine.files, engine.settings) for engine in manifest.engines]
+    if any(engine in engines[:index] for index, engine in enumerate(engines)):
+        raise ValueError("two engines have the same target, files and settings")
 
 
 def parse_manifest(data: bytes, source: str = MANIFEST_NAME) -> Manifest:
@@ -137,7 +137,9 @@ def parse_manifest(data: bytes, source: str = MANIFEST_NAME) -> Manifest:
     if len(data) > MAX_MANIFEST_BYTES:
         raise BundleError(f"{source} has {len(data)} bytes, expected at most {MAX_MANIFEST_BYTES}")
     raw = parse_object(data, source)
-    version = raw.get("schema_version")
+    if "schema_version" not in raw:
+        raise BundleError(f"{source} has no schema_version: it is not the manifest of a bundle")
+    version = raw["schema_version"]
     if type(version) is not int or version != SCHEMA_VERSION:
         raise BundleError(
             f"{source} has schema version {str(version)[:20]!r}, this program knows version "
@@ -195,6 +197,8 @@ def _one_line(source: str) -> Iterator[None]:
 
 
 def _first_problem(error: ValidationError) -> str:
+    if error.error_count() > 1000:  # each takes kilobytes once it is listed
+        return f"{error.error_count()} values do not fit the schema: it is not the manifest of a bundle"
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(str(part)[:60] for part in first["loc"])
     reason = first["msg"].removeprefix("Value error, ")

@@ -182,7 +182,7 @@ def _read_small(contents: Contents, name: str, limit: int) -> bytes:
     if size > limit:
         raise BundleError(f"{contents.path}: {name} has {size} bytes, expected at most {limit}")
     with _reading(contents, name) as stream:
-        return stream.read(limit + 1)
+        return stream.read(size + 1)
 
 
 @contextmanager

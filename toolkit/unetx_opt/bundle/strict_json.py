@@ -10,7 +10,7 @@ from unetx_opt.errors import BundleError
 __all__ = ["MAX_VALUES", "parse_object"]
 
 #: A file of a few megabytes can hold millions of empty lists, each of which takes 64 bytes of memory.
-MAX_VALUES: Final = 200_000
+MAX_VALUES: Final = 100_000
 
 
 def parse_object(data: bytes, source: str) -> dict[str, Any]:

@@ -149,8 +149,12 @@ def host_summary(host: Host) -> dict[str, str]:
 
 def _without_directories(argument: str) -> str:
     option, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
-    parts = [part for part in value.replace("\\", "/").split("/") if part]
-    return option + equals + (parts[-1] if parts else value.replace("\\", "").replace("/", ""))
+    return _last_part(option) + equals + _last_part(value)
+
+
+def _last_part(path: str) -> str:
+    parts = [part for part in path.replace("\\", "/").split("/") if part]
+    return parts[-1] if parts else ""
 
 
 def _expect_manifest(directory: Path) -> None:
