@@ -11,6 +11,7 @@ from unetx_exporters.openvino.attest import attest_openvino
 from unetx_exporters.request import BuildRequest
 from unetx_opt.errors import ExportError
 from unetx_opt.optional import require
+from unetx_opt.runtime.sessions.base import OUTPUT_NAME
 from unetx_opt.runtime.sessions.openvino import DEVICE, INFERENCE_PRECISIONS, why_not_openvino_cpu
 from unetx_opt.specs import EngineRecord, Host, Precision
 
@@ -26,6 +27,8 @@ _CAPABILITIES: Final[Mapping[str, str]] = MappingProxyType({"f32": "FP32", "bf16
 
 def why_not_build_openvino_cpu(host: Host) -> str | None:
     """Say why no OpenVINO engine can be made on a machine."""
+    if "onnx" not in host.packages:
+        return "the package onnx is not installed: run pip install 'unetx-opt[export]'"
     return why_not_openvino_cpu(host)
 
 
@@ -98,6 +101,7 @@ def write_ir(graph: Path, entry: Path) -> None:
         # From bytes: a model that is read from a path may remember the path.
         model = openvino.Core().read_model(model=graph.read_bytes())
         _name_operations(model)
+        _name_last_operation(model, graph)
         openvino.save_model(model, entry, compress_to_fp16=False)
     except Exception as error:  # OpenVINO raises RuntimeError, ValueError and types of its own
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -109,6 +113,16 @@ def _name_operations(model: Any) -> None:
     for index, node in enumerate(model.get_ordered_ops()):
         if node.friendly_name == node.get_name():
             node.friendly_name = f"{node.get_type_name()}_{index}"
+
+
+def _name_last_operation(model: Any, graph: Path) -> None:
+    """Give the operation that makes the output its name in the graph: OpenVINO calls it by the output."""
+    onnx = require("onnx", purpose="naming the layers of an OpenVINO engine")
+    nodes = onnx.load(graph).graph.node
+    name = next((node.name for node in nodes if OUTPUT_NAME in node.output), "")
+    last = model.get_results()[0].input_value(0).get_node()
+    if name and last.friendly_name == OUTPUT_NAME:
+        last.friendly_name = name
 
 
 def _plugin_capabilities() -> frozenset[str]:

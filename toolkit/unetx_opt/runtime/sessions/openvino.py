@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -46,6 +47,9 @@ INFERENCE_PRECISIONS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
 _DTYPES: Final[Mapping[str, str]] = MappingProxyType(
     {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "i8": "int8", "u8": "int8"}
 )
+
+# What OpenVINO adds to a name: where it takes the bias of a convolution, or the scale of an 8-bit one, out of it.
+_SUFFIXES: Final = re.compile(r"/WithoutBiases$|_original$")
 
 #: Executed layers that do the arithmetic; all others move, scale or compare data.
 _ARITHMETIC: Final = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
@@ -147,8 +151,7 @@ def read_layers(compiled: Any) -> tuple[ExecutedLayer, ...]:
         keys = ("layerType", "runtimePrecision", "originalLayersNames")
         kind, precision, origin = (str(node.rt_info[key].astype(str)) for key in keys)
         if kind not in ("Const", "Input", "Output"):
-            names = tuple(name.removesuffix("/WithoutBiases") for name in origin.split(",") if name)
-            # The bias of a convolution is a node of its own in the graph and bears the convolution's name.
+            names = tuple(_SUFFIXES.sub("", name) for name in origin.split(",") if name)
             dtype = _DTYPES.get(precision.lower(), precision.lower())
             layers.append(ExecutedLayer(kind, tuple(dict.fromkeys(names)), dtype))
     return tuple(layers)
