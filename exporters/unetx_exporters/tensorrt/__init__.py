@@ -1,0 +1,1 @@
+"""Engines for NVIDIA GPUs: TensorRT and TensorRT-RTX by one builder, in a process of its own."""

@@ -1,0 +1,101 @@
+"""The process that builds one plan: ``python -m unetx_exporters.tensorrt.builder_process`` in an empty directory.
+
+A process of its own, because TensorRT's parser can abort, and because a plan is the same byte for byte only
+when it is the first that a process builds. It reads the order from ``order.json`` in its working directory
+and leaves ``result.json`` there. Exit code 0: built; 1: refused, and the result says why; anything else: the
+process broke.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from unetx_exporters.tensorrt.plan import PlanOrder, build_plan
+from unetx_opt.errors import UnetxError
+from unetx_opt.optional import require
+
+__all__ = ["MODULE", "ORDER_NAME", "RESULT_NAME", "main", "order_from_json", "order_to_json"]
+
+MODULE: Final = "unetx_exporters.tensorrt.builder_process"
+ORDER_NAME: Final = "order.json"
+RESULT_NAME: Final = "result.json"
+_FIXED: Final = "--fixed-addresses"
+_ADDR_NO_RANDOMIZE: Final = 0x0040000  # <sys/personality.h>
+
+
+def order_to_json(order: PlanOrder) -> str:
+    """Write an order as the text of ``order.json``."""
+    return json.dumps(dataclasses.asdict(order))
+
+
+def order_from_json(text: str) -> PlanOrder:
+    """Read the text of ``order.json``; it comes from the process that started this one."""
+    raw: dict[str, Any] = json.loads(text)
+    return PlanOrder(**{**raw, "compute_capabilities": tuple(raw["compute_capabilities"])})
+
+
+def main(argv: list[str]) -> int:
+    """Build what the working directory asks for.
+
+    Parameters
+    ----------
+    argv : list of str
+        Arguments of the process, without its name.
+
+    Returns
+    -------
+    int
+        Its exit code.
+    """
+    if _FIXED not in argv:
+        _restart_at_fixed_addresses()
+    started = time.perf_counter()
+    try:
+        order = order_from_json(Path(ORDER_NAME).read_text(encoding="utf-8"))
+        result = _build(order)
+    except UnetxError as error:
+        result = {"error": str(error)}
+    result["seconds"] = round(time.perf_counter() - started, 3)
+    Path(RESULT_NAME).write_text(json.dumps(result), encoding="utf-8")
+    return 1 if "error" in result else 0
+
+
+def _build(order: PlanOrder) -> dict[str, Any]:
+    trt = require(order.package, purpose="building this engine")
+    cache = Path(order.timing_cache) if order.timing_cache else None
+    known = cache.read_bytes() if cache is not None and cache.exists() else None
+    built = build_plan(trt, order, Path(order.graph).read_bytes(), known)
+    Path(order.plan).write_bytes(built.plan)
+    if cache is not None and built.timing_cache is not None:
+        cache.write_bytes(built.timing_cache)
+    return {"version": str(trt.__version__), "reports": [list(report) for report in built.reports]}
+
+
+def _restart_at_fixed_addresses() -> None:
+    """Start this program again without address randomisation, where the system allows it.
+
+    The builder orders some of its data by address: with random addresses the same graph gives plans that differ
+    in their bytes. Where this is refused (some containers, other systems) the plan is as good, only not the same.
+    """
+    if sys.platform != "linux":
+        return
+    try:
+        library = ctypes.CDLL(None)
+        current = library.personality(0xFFFFFFFF)
+        if current < 0 or library.personality(current | _ADDR_NO_RANDOMIZE) < 0:
+            return
+    except (OSError, AttributeError):
+        return
+    # -P as the parent gave it: the working directory is no place to import from.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", MODULE, _FIXED])  # noqa: S606
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
