@@ -1,0 +1,1 @@
+"""Torch module to ONNX graph: tracing, precision, verification and the count of its operations."""
