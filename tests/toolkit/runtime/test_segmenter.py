@@ -42,6 +42,16 @@ def test_areas_are_in_mm2_where_the_spacing_is_known(bundle: Path, blob: Any) ->
     assert result.areas_mm2 == {"class1": pytest.approx(0.25 * (blob == 200).sum())}
 
 
+def test_the_aspect_alone_shapes_the_image_and_gives_no_area_in_mm2(bundle: Path, blob: Any) -> None:
+    tall = np.repeat(blob, 2, axis=1)  # the pixels of this one are twice as high as wide
+    with open_bundle(bundle) as segmenter:
+        result = segmenter.segment(tall, pixel_aspect=2.0)
+        square = segmenter.segment(tall)
+    assert result.areas_mm2 is None
+    np.testing.assert_array_equal(result.labels, tall == 200)
+    assert not np.array_equal(square.labels, result.labels)
+
+
 def test_the_mask_has_the_size_of_an_image_of_another_size(bundle: Path, blob: Any) -> None:
     image = np.repeat(np.repeat(blob, 3, axis=0), 2, axis=1)
     with open_bundle(bundle) as segmenter:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unetx_opt.cli.output import echo_json, note, progress
-from unetx_opt.errors import ImageError, UnetxError
+from unetx_opt.errors import UnetxError
 
 if TYPE_CHECKING:
-    from unetx_opt.imaging.files import SourceImage
+    from numpy.typing import NDArray
+
     from unetx_opt.runtime import Segmenter
 
 __all__ = ["segment"]
@@ -26,6 +27,15 @@ class _Job:
 
     source: Path
     stem: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Radiograph:
+    """What the engine needs of an input, whatever kind of file it was."""
+
+    pixels: NDArray[Any]
+    spacing_mm: tuple[float, float] | None
+    pixel_aspect: float | None = None
 
 
 @click.command("segment")
@@ -117,7 +127,7 @@ def _segment_one(segmenter: Segmenter, job: _Job, output: Path) -> dict[str, Any
     started = time.perf_counter()
     image = _read(job.source)
     read = time.perf_counter()
-    segmentation = segmenter.segment(image.pixels, image.spacing_mm)
+    segmentation = segmenter.segment(image.pixels, image.spacing_mm, pixel_aspect=image.pixel_aspect)
     segmented = time.perf_counter()
     mask, overlay = (output / f"{job.stem}.{kind}.png" for kind in ("mask", "overlay"))
     write_mask_png(mask, segmentation.labels, num_classes=segmentation.logits_khw.shape[0])
@@ -141,17 +151,15 @@ def _segment_one(segmenter: Segmenter, job: _Job, output: Path) -> dict[str, Any
     }
 
 
-def _read(path: Path) -> SourceImage:
+def _read(path: Path) -> _Radiograph:
     from unetx_opt.dicom.read import is_dicom, read_dicom
-    from unetx_opt.imaging.files import SourceImage, read_image
+    from unetx_opt.imaging.files import read_image
 
-    try:
-        if not (path.is_file() and is_dicom(path)):
-            return read_image(path)
-        image = read_dicom(path)
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror or error}") from error
-    return SourceImage(pixels=image.pixels, spacing_mm=image.spacing_mm, name=path.stem, kind="dicom")
+    if is_dicom(path):
+        dicom = read_dicom(path)
+        return _Radiograph(dicom.pixels, dicom.spacing_mm, dicom.pixel_aspect)
+    image = read_image(path)
+    return _Radiograph(image.pixels, image.spacing_mm)
 
 
 def _describe(result: Mapping[str, Any]) -> str:

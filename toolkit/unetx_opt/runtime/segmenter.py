@@ -122,7 +122,13 @@ class Segmenter:
         """Type that the loaded engine computes in, by ONNX name."""
         return self._compute_dtype
 
-    def segment(self, image: NDArray[Any], spacing_mm: tuple[float, float] | None = None) -> Segmentation:
+    def segment(
+        self,
+        image: NDArray[Any],
+        spacing_mm: tuple[float, float] | None = None,
+        *,
+        pixel_aspect: float | None = None,
+    ) -> Segmentation:
         """Segment one image.
 
         Parameters
@@ -130,7 +136,9 @@ class Segmenter:
         image : numpy.ndarray
             (H, W), integer or float grey values, larger is brighter.
         spacing_mm : tuple of float, optional
-            Distance between the centres of two rows and of two columns.
+            Distance between the centres of two rows and of two columns; without it there are no areas in mm2.
+        pixel_aspect : float, optional
+            Height of a pixel over its width, for an image whose spacing is unknown and whose aspect is not.
 
         Returns
         -------
@@ -148,7 +156,8 @@ class Segmenter:
         from unetx_opt.imaging.preprocess import prepare_image
 
         started = time.perf_counter()
-        image_chw, geometry = prepare_image(image, self.contract, spacing_mm)
+        relative = (pixel_aspect, 1.0) if spacing_mm is None and pixel_aspect is not None else spacing_mm
+        image_chw, geometry = prepare_image(image, self.contract, relative)
         prepared = time.perf_counter()
         logits_nchw = self._open_session().infer(image_chw[None])
         inferred = time.perf_counter()
