@@ -86,6 +86,17 @@ def test_arithmetic_that_the_cpu_lacks_is_found_out(make_request: Requests) -> N
         attest_openvino(asked, request)
 
 
+def test_an_arithmetic_that_the_plugin_does_not_keep_is_no_candidate(
+    make_request: Requests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import openvino
+
+    if "FP16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU has float16 arithmetic")
+    monkeypatch.setattr(build, "_plugin_capabilities", lambda: frozenset({"FP32", "FP16"}))
+    assert _hints(build_openvino_cpu(make_request("fp16"))) == ["f32"]
+
+
 def test_int8_that_would_run_in_floating_point_is_refused(make_request: Requests, tiny_unet: Any) -> None:
     with pytest.raises(ExportError, match=r"down \(int8 asked, float32\)"):
         build_openvino_cpu(make_request("int8", graph=tiny_unet()))

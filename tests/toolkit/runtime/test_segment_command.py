@@ -36,8 +36,10 @@ def test_a_mask_and_an_overlay_appear_for_each_input(
     out = tmp_path / "new" / "results"
     assert main(["segment", str(bundle), str(png), "-o", str(out)]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["chest.mask.png", "chest.overlay.png"]
-    np.testing.assert_array_equal(np.asarray(Image.open(out / "chest.mask.png")), np.where(blob == 200, 255, 0))
-    assert Image.open(out / "chest.overlay.png").size == blob.shape[::-1]
+    with Image.open(out / "chest.mask.png") as mask:
+        np.testing.assert_array_equal(np.asarray(mask), np.where(blob == 200, 255, 0))
+    with Image.open(out / "chest.overlay.png") as overlay:
+        assert overlay.size == blob.shape[::-1]
     captured = capsys.readouterr()
     assert "chest.mask.png: class1 " in captured.out
     assert "first run" in captured.out
