@@ -241,10 +241,11 @@ def test_what_is_no_bundle_says_what_was_expected(tmp_path: Path) -> None:
     refused(tmp_path / "nil", "it is no bundle")
 
 
-def test_a_directory_of_very_many_files_is_not_listed_to_its_end(tmp_path: Path) -> None:
-    for index in range(5001):
-        (tmp_path / f"{index}.txt").touch()
-    refused(tmp_path, "more than 5000 entries")
+def test_a_directory_of_very_many_files_is_not_listed_to_its_end(
+    tmp_path: Path, samples: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unetx_opt.bundle.directory.MAX_ENTRIES", 4)
+    refused(samples.directory(tmp_path / "bundle"), "more than 4 entries")
 
 
 def test_all_problems_are_reported_together(tmp_path: Path, samples: Any) -> None:

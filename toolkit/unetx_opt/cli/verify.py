@@ -152,33 +152,28 @@ def _run_engines(
         name = _name(record, records)
         try:
             segmentation = _run_engine(bundle, record, image)
-        except _OtherArithmeticError as error:
-            runs.append(_EngineRun(name, ran=False, compute_dtype=record.compute_dtype, reason=str(error)))
-            continue
         except (EngineError, ImageError, MissingPackageError) as error:
             runs.append(_EngineRun(name, ran=False, compute_dtype=record.compute_dtype, reason=str(error)))
-            problems.append(f"{name} does not run: {error}")
+            if not isinstance(error, _OtherArithmeticError):
+                problems.append(f"{name} does not run: {error}")
             continue
         results.append((name, segmentation))
-        runs.append(
-            _EngineRun(
-                name,
-                ran=True,
-                compute_dtype=segmentation.compute_dtype,
-                foreground_px=int((segmentation.labels > 0).sum()),
-            )
-        )
-    comparisons = tuple(_compare(*pair) for pair in itertools.combinations(results, 2))
+        foreground_px = int((segmentation.labels > 0).sum())
+        runs.append(_EngineRun(name, True, segmentation.compute_dtype, foreground_px=foreground_px))
     if not results and not problems:
         problems.append(f"no engine of this bundle runs on this machine: {runs[0].target}: {runs[0].reason}")
-    problems.extend(
+    comparisons = tuple(_compare(*pair) for pair in itertools.combinations(results, 2))
+    return tuple(runs), comparisons, (*problems, *_disagreements(comparisons))
+
+
+def _disagreements(comparisons: tuple[_Comparison, ...]) -> tuple[str, ...]:
+    return tuple(
         f"{found.first} and {found.second} disagree: their probabilities differ by "
         f"{found.mean_probability_difference:.3f} on average, expected at most {_MAX_MEAN_DIFFERENCE}: build the "
         "bundle again"
         for found in comparisons
         if not found.mean_probability_difference <= _MAX_MEAN_DIFFERENCE
     )
-    return tuple(runs), comparisons, tuple(problems)
 
 
 def _run_engine(bundle: Bundle, record: EngineRecord, image: NDArray[np.uint16]) -> Segmentation:
@@ -191,7 +186,9 @@ def _run_engine(bundle: Bundle, record: EngineRecord, image: NDArray[np.uint16])
     session = SESSIONS[record.target].open(OpenRequest(record, bundle.read))
     with Segmenter(session, record, manifest.input, names) as segmenter:
         if segmenter.compute_dtype != record.compute_dtype:
-            raise EngineError(f"it computes {segmenter.compute_dtype} here, its record says {record.compute_dtype}")
+            raise _OtherArithmeticError(
+                f"it computes {segmenter.compute_dtype} on this machine, its record says {record.compute_dtype}"
+            )
         segmentation = segmenter.segment(image)  # refuses logits that are not finite
     if segmentation.labels.shape != image.shape or int(segmentation.labels.max()) >= len(names):
         raise EngineError(
