@@ -86,6 +86,13 @@ def test_the_first_usable_engine_in_the_order_of_the_table_is_chosen() -> None:
     assert rank_engines([ORT_CPU, OPENVINO], CPU_HOST).usable == (OPENVINO, ORT_CPU)
 
 
+def test_a_cpu_without_bf16_takes_the_float32_candidate_of_the_same_files() -> None:
+    wide = dataclasses.replace(OPENVINO, settings={"inference_precision": "f32"})
+    older = dataclasses.replace(CPU_HOST, cpu_features=frozenset({"avx2"}))
+    assert choose_engine([OPENVINO, wide], CPU_HOST) is OPENVINO
+    assert choose_engine([OPENVINO, wide], older) is wide
+
+
 def test_where_nothing_runs_every_engine_is_listed_with_its_reason() -> None:
     two = dataclasses.replace(OPENVINO, files=("b.xml", "b.bin"), settings={"inference_precision": "f16"})
     other = EngineRecord("quantum", ("model.q",))
@@ -93,8 +100,8 @@ def test_where_nothing_runs_every_engine_is_listed_with_its_reason() -> None:
         choose_engine([ORT_CPU, OPENVINO, two, other], Host("Linux", "x86_64"))
     message = str(caught.value)
     assert message.startswith("no engine of this bundle runs on this machine: ")
-    assert "openvino-cpu (inference_precision=bf16): the package openvino is not installed" in message
-    assert "openvino-cpu (inference_precision=f16): " in message
+    assert "openvino-cpu (model.xml, inference_precision=bf16): the package openvino is not installed" in message
+    assert "openvino-cpu (b.xml, inference_precision=f16): " in message
     assert "onnxruntime-cpu: the package onnxruntime is not installed" in message
     assert "quantum: this version knows no such target" in message
 

@@ -9,7 +9,7 @@ from unetx_opt.errors import EngineError, MissingPackageError
 from unetx_opt.runtime.host import probe_host
 from unetx_opt.runtime.segmenter import Segmenter
 from unetx_opt.runtime.sessions.base import OpenRequest, Session
-from unetx_opt.runtime.sessions.table import SESSIONS, describe_reasons, rank_engines
+from unetx_opt.runtime.sessions.table import SESSIONS, describe_reasons, label_engine, rank_engines
 from unetx_opt.specs import EngineRecord
 
 if TYPE_CHECKING:
@@ -57,17 +57,18 @@ def _open_best(bundle: Bundle, target: str | None, threads: int | None) -> Segme
             f"the bundle's masks need the step {manifest.postprocess.name}, which this version does not have: "
             "update unetx-opt"
         )
-    choice = rank_engines((engine.record for engine in manifest.engines), probe_host(), target)
+    engines = tuple(engine.record for engine in manifest.engines)
+    choice = rank_engines(engines, probe_host(), target)
     reasons = dict(choice.reasons)
     for index, record in enumerate(choice.usable):
         try:
             session = _open_session(record, bundle, threads)
         except (EngineError, MissingPackageError) as error:
             # The next engine is as good as this one where the gate is concerned; the reason is not lost.
-            reasons[record.target] = str(error)
+            reasons[label_engine(record, engines)] = str(error)
             continue
         for other in choice.usable[index + 1 :]:
-            reasons.setdefault(other.target, f"{record.target} is preferred")
+            reasons[label_engine(other, engines)] = f"{label_engine(record, engines)} is preferred"
         names = tuple(label.name for label in manifest.labels)
         return Segmenter(session, record, manifest.input, names, reasons)
     raise EngineError(describe_reasons("no engine of this bundle runs on this machine", reasons))

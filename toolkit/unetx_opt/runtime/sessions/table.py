@@ -12,7 +12,15 @@ from unetx_opt.errors import EngineError
 from unetx_opt.runtime.sessions.base import OpenRequest, Session
 from unetx_opt.specs import EngineRecord, Host
 
-__all__ = ["SESSIONS", "EngineChoice", "SessionRow", "choose_engine", "describe_reasons", "rank_engines"]
+__all__ = [
+    "SESSIONS",
+    "EngineChoice",
+    "SessionRow",
+    "choose_engine",
+    "describe_reasons",
+    "label_engine",
+    "rank_engines",
+]
 
 _PACKAGE: Final = "unetx_opt.runtime.sessions"
 
@@ -106,8 +114,7 @@ class EngineChoice:
     usable : tuple of EngineRecord
         Those that nothing stands against, the preferred one first.
     reasons : mapping of str to str
-        Engine -> why it was not taken. An engine goes by its target, followed by its settings where the bundle
-        has several of that target.
+        Engine, as `label_engine` names it -> why it cannot be taken.
     """
 
     usable: tuple[EngineRecord, ...]
@@ -136,8 +143,9 @@ def rank_engines(records: Iterable[EngineRecord], host: Host, target: str | None
     usable: list[EngineRecord] = []
     reasons: dict[str, str] = {}
     for name, row in SESSIONS.items():
-        candidates = [record for record in engines if record.target == name]
-        for record in candidates:
+        for record in engines:
+            if record.target != name:
+                continue
             if target not in (None, name):
                 reason: str | None = f"not asked for: the target asked for is {target}"
             else:
@@ -145,10 +153,10 @@ def rank_engines(records: Iterable[EngineRecord], host: Host, target: str | None
             if reason is None:
                 usable.append(record)
             else:
-                reasons[_label(record, len(candidates))] = reason
+                reasons[label_engine(record, engines)] = reason
     for record in engines:
         if record.target not in SESSIONS:
-            reasons[_label(record, 1)] = "this version knows no such target: update unetx-opt"
+            reasons[label_engine(record, engines)] = "this version knows no such target: update unetx-opt"
     return EngineChoice(tuple(usable), MappingProxyType(reasons))
 
 
@@ -199,8 +207,9 @@ def _check_target(target: str | None, engines: tuple[EngineRecord, ...]) -> None
         )
 
 
-def _label(record: EngineRecord, count: int) -> str:
-    if count < 2:
+def label_engine(record: EngineRecord, engines: Iterable[EngineRecord]) -> str:
+    """Name an engine among those of its bundle: by its target, and by what else it takes where that names several."""
+    if sum(other.target == record.target for other in engines) < 2:
         return record.target
-    settings = ", ".join(f"{key}={value}" for key, value in sorted(record.settings.items()))
-    return f"{record.target} ({settings or ', '.join(record.files)})"
+    settings = [f"{key}={value}" for key, value in sorted(record.settings.items())]
+    return f"{record.target} ({', '.join([record.files[0], *settings])})"
