@@ -1,0 +1,177 @@
+"""Module to graphs: traced, compared with PyTorch at every skip junction, and typed for the precision asked for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from unetx_exporters.gate_images import GateImages, phantom_gate_images
+from unetx_opt.bundle.parts import KeptLayer, Operations, PrecisionRecord
+from unetx_opt.imaging.preprocess import prepare_image
+from unetx_opt.models.variants import variant_spec
+from unetx_opt.specs import InputContract, ModelSpec, Precision
+
+if TYPE_CHECKING:
+    import onnx
+    from numpy.typing import NDArray
+
+    from unetx_opt.models.unet import UNet
+
+__all__ = ["GraphRequest", "GraphSet", "make_graphs"]
+
+# Phantoms on which the float16 layers are chosen; their seeds lie apart from those of every gate.
+_PROBE_COUNT: Final = 2
+_PROBE_SEED: Final = 2**31
+_PARITY_COUNT: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class GraphRequest:
+    """What graphs are asked for.
+
+    Attributes
+    ----------
+    precision : Precision
+        Of the typed graph.
+    contract : InputContract
+        Size and value range of the input.
+    directory : pathlib.Path
+        Where the files are written.
+    images : GateImages or None
+        Images for the comparison with PyTorch besides random ones; None takes phantoms.
+    seed : int
+        Of the random inputs.
+    """
+
+    precision: Precision
+    contract: InputContract
+    directory: Path
+    images: GateImages | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSet:
+    """The graphs of one model at one precision, as files and figures.
+
+    Attributes
+    ----------
+    fp32, typed, stored : pathlib.Path
+        As in `unetx_exporters.request.BuildRequest`.
+    layer_types : mapping of str to str
+        Node of the typed graph -> type that it computes in.
+    precision : PrecisionRecord
+        What was asked for, what was kept in float32 and why.
+    operations : Operations
+        Of the float32 graph, beside those of a plain U-Net of equal width.
+    """
+
+    fp32: Path
+    typed: Path
+    stored: Path
+    layer_types: Mapping[str, str]
+    precision: PrecisionRecord
+    operations: Operations
+
+
+def make_graphs(model: UNet, request: GraphRequest) -> GraphSet:
+    """Trace a model and derive its graphs.
+
+    Parameters
+    ----------
+    model : UNet
+        In evaluation mode.
+    request : GraphRequest
+        What is asked for.
+
+    Raises
+    ------
+    ExportError
+        The graph differs from the module at a junction, or cannot be typed.
+    """
+    from unetx_exporters.onnx.precision import convert_fp16, layer_types, store_fp16
+    from unetx_exporters.onnx.trace import trace_onnx
+    from unetx_exporters.onnx.verify import junction_parity, require_parity, unmarked_parity
+
+    traced = trace_onnx(model, request.contract.height, request.contract.width)
+    inputs = _parity_inputs(request)
+    require_parity(junction_parity(model, traced.model, inputs, traced.junctions), "the ONNX graph")
+    require_parity([unmarked_parity(traced.model, inputs, traced.junctions)], "the ONNX graph without marks")
+    typed = stored = traced.model
+    kept: tuple[KeptLayer, ...] = ()
+    if request.precision is Precision.FP16:
+        kept = _choose_kept(traced.model, request.contract)
+        typed = convert_fp16(traced.model, [layer.name for layer in kept])
+        stored = store_fp16(traced.model)
+    types = layer_types(typed)
+    return GraphSet(
+        fp32=_write(request.directory / "fp32.onnx", traced.model),
+        typed=_write(request.directory / "typed.onnx", typed),
+        stored=_write(request.directory / "stored.onnx", stored),
+        layer_types=types,
+        precision=PrecisionRecord(
+            requested=request.precision, kept_fp32=kept, dtype_counts=dict(Counter(types.values()))
+        ),
+        operations=_count_operations(traced.model, model.spec, request.contract),
+    )
+
+
+def _parity_inputs(request: GraphRequest) -> Sequence[NDArray[np.float32]]:
+    contract = request.contract
+    generator = np.random.Generator(np.random.PCG64(request.seed))
+    low, high = contract.value_range
+    # A batch of two shows an engine that mixes images up.
+    noise = generator.uniform(low, high, (2, contract.channels, contract.height, contract.width))
+    images = request.images or phantom_gate_images(_PARITY_COUNT, contract.height, _PROBE_SEED)
+    real = [images.read(index) for index in range(min(_PARITY_COUNT, len(images)))]
+    prepared = [prepare_image(image.pixels, contract, image.spacing_mm)[0][np.newaxis] for image in real]
+    return [noise.astype(np.float32), *prepared]
+
+
+def _choose_kept(graph: onnx.ModelProto, contract: InputContract) -> tuple[KeptLayer, ...]:
+    from unetx_exporters.onnx.precision import choose_fp32_nodes
+
+    probes = phantom_gate_images(_PROBE_COUNT, contract.height, _PROBE_SEED)
+    images = [prepare_image(probe.pixels, contract)[0][np.newaxis] for probe in probes]
+    choice = choose_fp32_nodes(graph, images)
+    reasons = {node.name: node.reason for node in choice.nodes}
+    return tuple(
+        KeptLayer(name=name, reason=reasons.get(name) or "between layers that are kept") for name in choice.keep_fp32
+    )
+
+
+def _count_operations(graph: onnx.ModelProto, spec: ModelSpec, contract: InputContract) -> Operations:
+    from unetx_exporters.onnx.operations import count_operations
+    from unetx_exporters.onnx.trace import trace_onnx
+    from unetx_opt.models.unet import build_model
+
+    baseline_spec = variant_spec(
+        "unet",
+        width=spec.width,
+        depth=spec.depth,
+        in_channels=spec.in_channels,
+        num_classes=spec.num_classes,
+        upsampling=spec.upsampling,
+    )
+    own = count_operations(graph, contract.height, contract.width)
+    baseline = own
+    if spec != baseline_spec:
+        traced = trace_onnx(build_model(baseline_spec), contract.height, contract.width)
+        baseline = count_operations(traced.model, contract.height, contract.width)
+    return Operations(
+        flop=own.total_flop,
+        baseline_flop=baseline.total_flop,
+        ratio=own.total_flop / baseline.total_flop,
+        by_type=dict(own.by_op_type),
+        parameters=own.parameters,
+    )
+
+
+def _write(path: Path, graph: onnx.ModelProto) -> Path:
+    path.write_bytes(graph.SerializeToString(deterministic=True))
+    return path

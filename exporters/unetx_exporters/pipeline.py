@@ -1,0 +1,300 @@
+"""One build, from a checkpoint to a bundle: every stage in order, nothing at the output until all have passed."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unetx_exporters.assembly import Findings, assemble_manifest, label_names
+from unetx_exporters.evaluation import BuiltEngine, Evaluation, GateSetup, evaluate_engines, name_engines
+from unetx_exporters.gate_images import GateImages, folder_gate_images, phantom_gate_images
+from unetx_exporters.graphs import GraphRequest, GraphSet, make_graphs
+from unetx_exporters.options import BuildOptions
+from unetx_exporters.request import BuildRequest
+from unetx_exporters.targets import TargetRow, choose_targets
+from unetx_opt.bundle.write import staged_bundle, write_bundle
+from unetx_opt.errors import ExportError, GateError, SpecError
+from unetx_opt.metrics.gates import MINIMUM_IMAGES, explain_failure
+from unetx_opt.models.checkpoint import Checkpoint, load_model, read_checkpoint, reference_checkpoint
+from unetx_opt.models.variants import get_variant
+from unetx_opt.runtime.host import probe_host
+from unetx_opt.specs import EngineRecord, Host, InputContract
+
+__all__ = ["BuildResult", "EngineSummary", "build_bundle"]
+
+Progress = Callable[[str, int, int], None]
+
+#: Phantoms that decide a gate without a data folder: a few more than the least that a gate accepts.
+PHANTOM_COUNT = 24
+_CARD_NAME = "model-card.md"
+_EVIDENCE = "evidence"
+_GATE_PAGE = f"{_EVIDENCE}/gate.html"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSummary:
+    """One engine of a finished build, for a person or a script.
+
+    Attributes
+    ----------
+    target : str
+        Name of the target.
+    files : tuple of str
+        Names in the bundle.
+    storage_dtype, compute_dtype : str
+        Type of the stored weights and of the arithmetic.
+    compute_capabilities : tuple of str
+        CUDA devices that it runs on; empty for a CPU engine.
+    gate : str or None
+        Name of the gate that it passed; None where the gate was off.
+    evaluated : str or None
+        "engine", or "graph" where the engine cannot run on the machine that built it.
+    """
+
+    target: str
+    files: tuple[str, ...]
+    storage_dtype: str
+    compute_dtype: str
+    compute_capabilities: tuple[str, ...]
+    gate: str | None
+    evaluated: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """A finished build.
+
+    Attributes
+    ----------
+    bundle : pathlib.Path
+        Where it is.
+    variant, precision : str
+        What was asked for.
+    size_px : int
+        Height and width of the engine's input.
+    engines : tuple of EngineSummary
+        In the order in which the runtime would take them within a target.
+    skipped : mapping of str to str
+        Target -> why it was not built.
+    gate : str
+        Name of the gate, or "off".
+    gate_data : str or None
+        What it was decided on.
+    gate_report : str or None
+        The page with the evidence; inside the bundle.
+    seconds : float
+        Duration of the build.
+    """
+
+    bundle: Path
+    variant: str
+    precision: str
+    size_px: int
+    engines: tuple[EngineSummary, ...]
+    skipped: Mapping[str, str]
+    gate: str
+    gate_data: str | None
+    gate_report: str | None
+    seconds: float
+
+
+def _no_report(stage: str, done: int, total: int) -> None:
+    del stage, done, total
+
+
+def build_bundle(options: BuildOptions, report: Progress = _no_report) -> BuildResult:
+    """Build a bundle.
+
+    Parameters
+    ----------
+    options : BuildOptions
+        What is asked for.
+    report : callable
+        Told the stage, and how far it is.
+
+    Returns
+    -------
+    BuildResult
+        The bundle is complete at ``options.output``.
+
+    Raises
+    ------
+    GateError
+        An engine fails the gate, or there are too few images to decide it; nothing is left at the output.
+    UnetxError
+        Any other reason, one line; nothing is left at the output.
+    """
+    started = time.monotonic()
+    checkpoint = _read(options)
+    host = probe_host()
+    targets, skipped = choose_targets(options.targets, host)
+    images = _gate_images(options)
+    contract = InputContract(height=options.size_px, width=options.size_px, channels=checkpoint.spec.in_channels)
+    with staged_bundle(options.output, archive=options.archive, overwrite=options.overwrite) as directory:
+        with tempfile.TemporaryDirectory(prefix="unetx-build-") as scratch:
+            build = _Build(options, checkpoint, contract, host, directory, report)
+            findings = build.run(Path(scratch), targets, images, skipped)
+        report("manifest", 0, 1)
+        write_bundle(directory, assemble_manifest(options, checkpoint, contract, host, findings))
+    return _result(options, findings, time.monotonic() - started)
+
+
+@dataclass(frozen=True, slots=True)
+class _Build:
+    options: BuildOptions
+    checkpoint: Checkpoint
+    contract: InputContract
+    host: Host
+    directory: Path
+    report: Progress
+
+    def run(
+        self,
+        scratch: Path,
+        targets: Sequence[TargetRow],
+        images: GateImages | None,
+        skipped: Mapping[str, str],
+    ) -> Findings:
+        """Graphs, engines, gate."""
+        self.report("export", 0, 1)
+        model = load_model(self.checkpoint)
+        graphs = make_graphs(
+            model, GraphRequest(self.options.precision, self.contract, scratch, images, self.options.seed)
+        )
+        engines = self._build_engines(targets, graphs)
+        card = self._copy_card()
+        if images is None:
+            return Findings(graphs, engines, skipped=skipped, model_card=card)
+        setup = GateSetup(self.options.gate_name, label_names(self.checkpoint)[1:], self.directory, self.report)
+        evaluation = evaluate_engines(engines, model, images, self.contract, setup)
+        kept = _keep_passing(engines, evaluation)
+        self._write_evidence(evaluation, engines, images)
+        return Findings(graphs, kept, evaluation.decisions, evaluation.measurement, images, skipped, card)
+
+    def _build_engines(self, targets: Sequence[TargetRow], graphs: GraphSet) -> tuple[BuiltEngine, ...]:
+        request = BuildRequest(
+            graph_fp32=graphs.fp32,
+            graph=graphs.typed,
+            graph_stored=graphs.stored,
+            precision=self.options.precision,
+            directory=self.directory,
+            layer_types=graphs.layer_types,
+            compute_capabilities=self.options.compute_capabilities,
+        )
+        records: list[EngineRecord] = []
+        for index, row in enumerate(targets):
+            self.report(row.name, index, len(targets))
+            records.extend(row.build(request))
+        return name_engines(records, graphs.typed, self.host)
+
+    def _copy_card(self) -> str | None:
+        if self.options.checkpoint is not None:
+            return None
+        card = reference_checkpoint(self.options.variant).with_suffix(".md")
+        if not card.is_file():
+            return None
+        shutil.copyfile(card, self.directory / _CARD_NAME)
+        return _CARD_NAME
+
+    def _write_evidence(self, evaluation: Evaluation, engines: Sequence[BuiltEngine], images: GateImages) -> None:
+        from unetx_exporters.gate_evidence import collect_evidence
+        from unetx_exporters.gate_report import write_gate_report
+
+        notes = {
+            engine.name: f"Its typed graph ran in its place, under ONNX Runtime on the CPU: {engine.why_graph}."
+            for engine in engines
+            if engine.why_graph is not None
+        }
+        reference = (
+            f"PyTorch FP32, variant {self.options.variant}, checkpoint {self.checkpoint.sha256[:16]}, "
+            f"{self.contract.height} x {self.contract.width} px"
+        )
+        evidence = collect_evidence(evaluation.measurement, evaluation.decisions, images, reference, notes)
+        write_gate_report(self.directory / _EVIDENCE, evidence)
+
+
+def _read(options: BuildOptions) -> Checkpoint:
+    variant = get_variant(options.variant)
+    if variant.why_not is not None:
+        raise SpecError(f"variant {variant.name} cannot be built: {variant.why_not}")
+    path = options.checkpoint if options.checkpoint is not None else reference_checkpoint(options.variant)
+    checkpoint = read_checkpoint(path, variant=options.variant)
+    divisor = checkpoint.spec.divisor
+    if options.size_px % divisor:
+        nearest = max(1, round(options.size_px / divisor)) * divisor
+        raise SpecError(
+            f"size {options.size_px} is not a multiple of {divisor}, as this model needs: choose {nearest}"
+        )
+    return checkpoint
+
+
+def _gate_images(options: BuildOptions) -> GateImages | None:
+    if options.gate_name == "off":
+        return None
+    if options.data is None:
+        return phantom_gate_images(PHANTOM_COUNT, options.size_px, options.seed)
+    images = folder_gate_images(options.data, options.split)
+    if len(images) < MINIMUM_IMAGES:  # found before minutes of work, not after
+        raise GateError(
+            f"split {options.split} of {images.data} has {len(images)} images, the gate needs at least "
+            f"{MINIMUM_IMAGES}: add {MINIMUM_IMAGES - len(images)} more, or leave --data out to use phantoms"
+        )
+    return images
+
+
+def _keep_passing(engines: Sequence[BuiltEngine], evaluation: Evaluation) -> tuple[BuiltEngine, ...]:
+    """Of each target keep what passes, the fastest first; a target of which nothing passes fails the build."""
+    kept: list[BuiltEngine] = []
+    for target in dict.fromkeys(engine.record.target for engine in engines):
+        alternatives = [engine for engine in engines if engine.record.target == target]
+        passing = [engine for engine in alternatives if evaluation.decisions[engine.name].passed]
+        # Engines for different devices stand beside each other and must all pass; settings are a choice.
+        devices = {engine.record.compute_capabilities for engine in alternatives}
+        if devices - {engine.record.compute_capabilities for engine in passing}:
+            reasons = [
+                f"{engine.name}: {explain_failure(evaluation.decisions[engine.name])}"
+                for engine in alternatives
+                if not evaluation.decisions[engine.name].passed
+            ]
+            raise GateError("; ".join(reasons) + ": keep a wider precision, or choose another gate")
+        kept.extend(sorted(passing, key=lambda engine: evaluation.measurement.median_call_ms(engine.name)))
+    if not kept:
+        raise ExportError("no engine was built")
+    return tuple(kept)
+
+
+def _result(options: BuildOptions, findings: Findings, seconds: float) -> BuildResult:
+    def summary(engine: BuiltEngine) -> EngineSummary:
+        decision = findings.decisions.get(engine.name)
+        record = engine.record
+        gate: dict[str, Any] = {"gate": None, "evaluated": None}
+        if decision is not None:
+            gate = {"gate": decision.name, "evaluated": "engine" if engine.why_graph is None else "graph"}
+        return EngineSummary(
+            target=record.target,
+            files=record.files,
+            storage_dtype=record.storage_dtype,
+            compute_dtype=record.compute_dtype,
+            compute_capabilities=record.compute_capabilities,
+            **gate,
+        )
+
+    images = findings.images
+    page = None if images is None else _GATE_PAGE
+    return BuildResult(
+        bundle=options.output,
+        variant=options.variant,
+        precision=options.precision.value,
+        size_px=options.size_px,
+        engines=tuple(summary(engine) for engine in findings.engines),
+        skipped=findings.skipped,
+        gate=options.gate_name,
+        gate_data=None if images is None else images.data,
+        gate_report=page if page is None or options.archive else str(options.output / page),
+        seconds=round(seconds, 1),
+    )
