@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unetx_opt.errors import DataError, GateError
-from unetx_opt.metrics.gate_rules import RULES, upper_percentile
+from unetx_opt.metrics.gate_rules import COMPARISONS, RULES, upper_percentile
 from unetx_opt.metrics.gates import (
     GATES,
     MINIMUM_IMAGES,
@@ -118,11 +118,9 @@ def test_the_standard_gate_decides_at_its_limit(rule):
 def test_limits_themselves_are_kept_and_the_lower_bound_is_strict():
     on_limit = images(24, 24, hausdorff_shift_px=1.0)
     assert "hausdorff_shift_px" not in failed_rules("strict", on_limit)
-    # A difference of exactly -2**-7 on every image is the bound itself; a strict comparison with it fails.
-    rule = next(rule for rule in RULES if rule.name == "dice_lower_bound")
-    value, _ = rule.measure(images(24, 24, dice_reference_vs_truth=0.5, dice_engine_vs_truth=0.5 - 2**-7))
-    assert value == -(2**-7)
-    assert rule.comparison == ">"
+    comparisons = {rule.name: COMPARISONS[rule.comparison](0.5, 0.5) for rule in RULES}
+    assert [name for name, kept in comparisons.items() if not kept] == ["dice_lower_bound"]
+    assert not any(compare(math.nan, 0.5) for compare in COMPARISONS.values())
 
 
 def test_one_outlier_in_21_images_does_not_decide_the_boundary_and_two_do():
@@ -146,6 +144,26 @@ def test_a_model_that_finds_nothing_does_not_pass():
         decide_gate("strict", nothing)
 
 
+@pytest.mark.parametrize(
+    ("reference_empty", "engine_empty", "mismatches"),
+    [(False, True, 1.0), (True, False, 1.0), (True, True, 0.0)],
+    ids=["engine emptied", "engine filled", "both empty"],
+)
+def test_an_empty_mask_must_be_empty_on_both_sides(reference_empty, engine_empty, mismatches):
+    one = images(24, 1, reference_empty=reference_empty, engine_empty=engine_empty)
+    row = next(row for row in decide_gate("strict", one).rows if row.rule == "empty_mask")
+    assert (row.value, row.passed) == (mismatches, mismatches == 0.0)
+
+
+def test_images_without_the_class_do_not_count_towards_the_minimum():
+    enough = images(24, 3, reference_empty=True, engine_empty=True)
+    assert decide_gate("strict", enough).passed
+    with pytest.raises(GateError, match="found in 20 of 24 images"):
+        decide_gate("strict", images(24, 4, reference_empty=True, engine_empty=True))
+    # What only the engine finds is there to be judged.
+    assert not decide_gate("strict", images(24, 4, reference_empty=True, engine_empty=False)).passed
+
+
 @given(st.lists(st.floats(0, 100) | st.just(math.inf), min_size=1, max_size=120), st.integers(0, 100))
 def test_the_percentile_is_numpys_higher(values, percent):
     exact_rank = percent * (len(values) - 1) / 100
@@ -167,10 +185,11 @@ def test_without_a_truth_the_reference_is_the_truth():
 
 def test_agreement_is_reported_even_where_the_engine_scores_better():
     lucky = images(24, 24, dice_engine_vs_truth=0.99, dice_engine_vs_reference=0.9)
+    lucky[5] = dataclasses.replace(lucky[5], dice_engine_vs_reference=0.8)
     decision = decide_gate("strict", lucky)
     assert decision.passed
-    assert decision.mean_agreement == pytest.approx(0.9)
-    assert decision.worst_agreement_image == "image-0"
+    assert decision.mean_agreement == pytest.approx((23 * 0.9 + 0.8) / 24)
+    assert (decision.worst_agreement, decision.worst_agreement_image) == (0.8, "image-5")
 
 
 def test_each_class_is_decided_by_itself():
