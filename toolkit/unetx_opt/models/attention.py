@@ -23,10 +23,10 @@ else:
 
 __all__ = ["GATES", "AdditiveGate", "NeighbourhoodGate", "build_gate"]
 
-# Added once per axis to the score of a neighbour outside the image: its weight is exactly 0 while the scores of one
-# window lie within 2.9e4 of each other, and twice the value is still finite in float16. -inf would be clearer, but
-# engines differ in how they treat an infinite constant.
-_OUTSIDE = -3.0e4
+# Added once per axis to the score of a neighbour outside the image, which is 0 before: its weight is then exactly 0
+# unless every score inside the window is below -896. -inf would do without that, but engines differ in how they
+# treat an infinite constant; and a float16 graph must hold it with room to spare.
+_OUTSIDE = -1.0e3
 
 
 class NeighbourhoodGate(nn.Module):
