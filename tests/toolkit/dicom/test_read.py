@@ -335,6 +335,27 @@ def test_a_compressed_frame_that_claims_another_size_is_refused_before_it_is_dec
         read_dicom(path)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.9])
+@pytest.mark.parametrize("codec", ["JPEG Lossless", "JPEG Extended", "JPEG Baseline", "JPEG 2000", "JPEG-LS"])
+def test_a_truncated_compressed_frame_is_refused(path, codec, share):
+    imagecodecs = pytest.importorskip("imagecodecs", reason="imagecodecs is not installed")
+    bits = 8 if codec == "JPEG Baseline" else 12
+    pixels = np.random.default_rng(0).integers(0, 2**bits - 1, (64, 64), dtype=np.uint8 if bits == 8 else np.uint16)
+    syntax, frame = {
+        "JPEG Lossless": ("1.2.840.10008.1.2.4.70", lambda: jpeg_lossless(pixels, 12)),
+        "JPEG Extended": ("1.2.840.10008.1.2.4.51", lambda: imagecodecs.jpeg_encode(pixels, bitspersample=12)),
+        "JPEG Baseline": ("1.2.840.10008.1.2.4.50", lambda: imagecodecs.jpeg_encode(pixels)),
+        "JPEG 2000": ("1.2.840.10008.1.2.4.90", lambda: jpeg2000(pixels, bitspersample=12)),
+        "JPEG-LS": ("1.2.840.10008.1.2.4.80", lambda: imagecodecs.jpegls_encode(pixels)),
+    }[codec]
+    whole = frame()
+    write(path, pixels, bits, syntax, frame=whole)
+    assert read_dicom(path).pixels.shape == (64, 64)
+    write(path, pixels, bits, syntax, frame=whole[: int(len(whole) * share)])
+    with pytest.raises(ImageError):
+        read_dicom(path)
+
+
 def test_pixel_data_that_claims_four_gigabytes_is_refused(path):
     data = write(path, ramp()).read_bytes()
     at = data.index(b"\xe0\x7f\x10\x00OW") + 8

@@ -155,6 +155,9 @@ def _check_stream(size: StreamSize, layout: PixelLayout) -> None:
 
 
 def _decode_jpeg(frame: bytes, layout: PixelLayout) -> NDArray[Any]:
+    # The codec fills what is missing with grey and reports nothing. A few bytes of padding may follow the end.
+    if b"\xff\xd9" not in frame[-16:]:
+        raise ImageError("its JPEG stream has no end marker: the file is truncated, send it again")
     imagecodecs = require("imagecodecs", purpose="decoding JPEG Lossless or 12-bit JPEG")
     decoded: NDArray[Any] = imagecodecs.jpeg_decode(frame)
     # JPEG knows no sign: the bits are stored as they are, and the highest of those stored is the sign.
