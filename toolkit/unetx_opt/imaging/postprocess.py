@@ -45,6 +45,8 @@ def restore_logits(logits_chw: NDArray[np.float32], geometry: ImageGeometry) -> 
     height, width = geometry.source_height, geometry.source_width
     if inside.shape[1:] == (height, width):
         return inside
+    if inside.shape[0] == 1:
+        return resize_plane(inside[0], height, width)[np.newaxis]
     return np.stack([resize_plane(plane, height, width) for plane in inside])
 
 
