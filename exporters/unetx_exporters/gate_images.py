@@ -24,6 +24,8 @@ __all__ = [
 #: Each build seed owns this many phantoms, and they lie above every seed that training or calibration uses.
 _PHANTOMS_PER_SEED: Final = 1 << 16
 _FIRST_PHANTOM: Final = 1 << 32
+#: Sides that `unetx_opt.imaging.phantom.chest_phantom` can draw.
+_PHANTOM_SIDES_PX: Final = (64, 4096)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ def phantom_gate_images(n: int = 24, size_px: int = 512, seed: int = 0) -> GateI
     n : int
         Number of phantoms, 1 to 65536.
     size_px : int
-        Height and width.
+        Height and width, usually those of the engine's input; beyond 64 to 4096 the nearest of the two.
     seed : int
         0 or more; sets of different seeds share no phantom.
 
@@ -104,11 +106,12 @@ def phantom_gate_images(n: int = 24, size_px: int = 512, seed: int = 0) -> GateI
             f"{n} phantoms of seed {seed} were asked for, expected 1 to {_PHANTOMS_PER_SEED} and a seed >= 0"
         )
     first = _FIRST_PHANTOM + seed * _PHANTOMS_PER_SEED
+    side_px = min(max(size_px, _PHANTOM_SIDES_PX[0]), _PHANTOM_SIDES_PX[1])
 
     def read(index: int) -> GateImage:
         from unetx_opt.imaging.phantom import chest_phantom
 
-        pixels, truth = chest_phantom(first + index, size_px=size_px)
+        pixels, truth = chest_phantom(first + index, size_px=side_px)
         return GateImage(f"phantom-{seed}-{index:04d}", image_sha256(pixels), pixels, truth)
 
     return GateImages(

@@ -60,6 +60,10 @@ def test_phantoms_repeat_and_differ_between_seeds():
     assert "not patients" in phantom_gate_images().note
 
 
+def test_an_engine_smaller_than_any_phantom_gets_the_smallest_phantom():
+    assert next(iter(phantom_gate_images(1, 32))).pixels.shape == (64, 64)
+
+
 def test_enough_phantoms_are_taken_for_a_gate():
     from unetx_opt.metrics.gates import MINIMUM_IMAGES
 
