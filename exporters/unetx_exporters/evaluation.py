@@ -111,13 +111,14 @@ def _name(record: EngineRecord, records: Sequence[EngineRecord]) -> str:
     siblings = [other for other in records if other.target == record.target]
     if len(siblings) == 1:
         return record.target
-    # What differs between siblings is a setting, or the devices that they are for.
-    differing = [
+    if len({other.compute_capabilities for other in siblings}) > 1:
+        return " ".join((record.target, *(f"sm{c.replace('.', '')}" for c in record.compute_capabilities)))
+    differing = (
         value
         for key, value in sorted(record.settings.items())
         if any(other.settings.get(key) != value for other in siblings)
-    ]
-    return " ".join((record.target, *(differing or [f"sm{c.replace('.', '')}" for c in record.compute_capabilities])))
+    )
+    return " ".join((record.target, *differing))
 
 
 def evaluate_engines(

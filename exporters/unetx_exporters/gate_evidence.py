@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,8 @@ class TargetEvidence:
         The images where it differs most, the worst first.
     note : str
         What a reader must know about this engine, for instance that its graph ran in its place; may be empty.
+    kept : bool
+        Whether the bundle holds it; an alternative that fails beside one that passes is left out.
     """
 
     name: str
@@ -43,6 +45,7 @@ class TargetEvidence:
     call_ms: tuple[float, ...]
     cases: tuple[DriftCase, ...] = ()
     note: str = ""
+    kept: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +88,14 @@ class GateReport:
                 )
 
     @property
+    def kept(self) -> tuple[TargetEvidence, ...]:
+        """The targets that the bundle holds."""
+        return tuple(target for target in self.targets if target.kept)
+
+    @property
     def passed(self) -> bool:
-        """Every target passed."""
-        return all(target.decision.passed for target in self.targets)
+        """Every target that the bundle holds passed, and it holds one."""
+        return bool(self.kept) and all(target.decision.passed for target in self.kept)
 
 
 def collect_evidence(
@@ -96,6 +104,7 @@ def collect_evidence(
     images: GateImages,
     reference: str,
     notes: Mapping[str, str] | None = None,
+    left_out: Collection[str] = (),
 ) -> GateReport:
     """Put a measurement and its decisions together.
 
@@ -111,6 +120,8 @@ def collect_evidence(
         See `GateReport`.
     notes : mapping of str to str, optional
         A note for each engine that needs one.
+    left_out : collection of str
+        Engines that the bundle does not hold.
 
     Raises
     ------
@@ -125,6 +136,7 @@ def collect_evidence(
             call_ms=measurement.call_ms[name],
             cases=measurement.worst_cases[name],
             note=(notes or {}).get(name, ""),
+            kept=name not in left_out,
         )
         for name, decision in decisions.items()
     )
@@ -168,6 +180,7 @@ def _target_to_json(target: TargetEvidence) -> dict[str, Any]:
     return {
         "name": target.name,
         "passed": target.decision.passed,
+        "kept": target.kept,
         "note": target.note,
         "median_call_ms": round(statistics.median(target.call_ms), 3),
         "call_ms": [round(took_ms, 3) for took_ms in target.call_ms],

@@ -116,13 +116,21 @@ def render_gate_html(report: GateReport) -> str:
 
 
 def _headline(report: GateReport) -> str:
-    passed = sum(target.decision.passed for target in report.targets)
-    count = len(report.targets)
-    if count == 1:
-        return f"{'PASS' if report.passed else 'FAIL'}: {report.targets[0].name}, gate {report.gate}"
+    kept = report.kept or report.targets
+    passed = sum(target.decision.passed for target in kept)
+    if len(kept) == 1:
+        return f"{'PASS' if report.passed else 'FAIL'}: {kept[0].name}, gate {report.gate}"
     if report.passed:
-        return f"PASS: all {count} engines, gate {report.gate}"
-    return f"FAIL: {count - passed} of {count} engines, gate {report.gate}"
+        return f"PASS: all {len(kept)} engines, gate {report.gate}"
+    return f"FAIL: {len(kept) - passed} of {len(kept)} engines, gate {report.gate}"
+
+
+def _left_out(report: GateReport) -> str:
+    """Name what was tried and is not in the bundle."""
+    names = [target.name for target in report.targets if not target.kept]
+    if not names:
+        return ""
+    return f"<p>Tried and left out of the bundle: {escape(', '.join(names))}.</p>\n"
 
 
 def _answer_section(report: GateReport) -> str:
@@ -133,6 +141,7 @@ def _answer_section(report: GateReport) -> str:
         f"<p>Each engine was compared with its reference, {escape(report.reference)}, on {images} images, "
         f"image by image and class by class.</p>\n"
         f'<p class="note">{escape(report.note)}</p>\n'
+        + _left_out(report)
         + _table(
             "The answer for each engine, with the figure of its worst image",
             (

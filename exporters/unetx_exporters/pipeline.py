@@ -173,7 +173,7 @@ class _Build:
         setup = GateSetup(self.options.gate_name, label_names(self.checkpoint)[1:], self.directory, self.report)
         evaluation = evaluate_engines(engines, model, images, self.contract, setup)
         kept = _keep_passing(engines, evaluation)
-        self._write_evidence(evaluation, engines, images)
+        self._write_evidence(evaluation, engines, kept, images)
         return Findings(graphs, kept, evaluation.decisions, evaluation.measurement, images, skipped, card)
 
     def _build_engines(self, targets: Sequence[TargetRow], graphs: GraphSet) -> tuple[BuiltEngine, ...]:
@@ -201,7 +201,13 @@ class _Build:
         shutil.copyfile(card, self.directory / _CARD_NAME)
         return _CARD_NAME
 
-    def _write_evidence(self, evaluation: Evaluation, engines: Sequence[BuiltEngine], images: GateImages) -> None:
+    def _write_evidence(
+        self,
+        evaluation: Evaluation,
+        engines: Sequence[BuiltEngine],
+        kept: Sequence[BuiltEngine],
+        images: GateImages,
+    ) -> None:
         from unetx_exporters.gate_evidence import collect_evidence
         from unetx_exporters.gate_report import write_gate_report
 
@@ -214,7 +220,14 @@ class _Build:
             f"PyTorch FP32, variant {self.options.variant}, checkpoint {self.checkpoint.sha256[:16]}, "
             f"{self.contract.height} x {self.contract.width} px"
         )
-        evidence = collect_evidence(evaluation.measurement, evaluation.decisions, images, reference, notes)
+        evidence = collect_evidence(
+            evaluation.measurement,
+            evaluation.decisions,
+            images,
+            reference,
+            notes,
+            left_out=[engine.name for engine in engines if engine not in kept],
+        )
         write_gate_report(self.directory / _EVIDENCE, evidence)
 
 

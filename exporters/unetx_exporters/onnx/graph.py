@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from unetx_opt.errors import ExportError
 from unetx_opt.optional import require
@@ -15,7 +15,23 @@ else:
 
 _Message = TypeVar("_Message", "onnx.NodeProto", "onnx.TensorProto", "onnx.ValueInfoProto")
 
-__all__ = ["check", "infer_types", "mark_outputs", "producers", "prune", "tensor_types"]
+__all__ = [
+    "INPUT_NAME",
+    "JUNCTION_PREFIX",
+    "OUTPUT_NAME",
+    "check",
+    "infer_types",
+    "mark_outputs",
+    "opset_of",
+    "producers",
+    "prune",
+    "tensor_types",
+]
+
+INPUT_NAME: Final = "image"
+OUTPUT_NAME: Final = "logits"
+#: What the names of the tensors at the skip junctions start with.
+JUNCTION_PREFIX: Final = "junction."
 
 
 def infer_types(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -72,6 +88,11 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
         for value in values
     }
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Version of the standard operator set that a graph uses."""
+    return next(int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
 
 
 def producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:

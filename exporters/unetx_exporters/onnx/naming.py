@@ -11,6 +11,8 @@ import ast
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Final
 
+from unetx_exporters.onnx.graph import JUNCTION_PREFIX
+from unetx_exporters.onnx.operators import WEIGHTED
 from unetx_opt.optional import require
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ else:
 __all__ = ["rename_graph", "strip_metadata"]
 
 _SCOPES: Final = "pkg.torch.onnx.name_scopes"
-_WEIGHTED: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
 _PARAMETER_ROLES: Final = (None, "weight", "bias")
 
 
@@ -67,13 +69,13 @@ def strip_metadata(model: onnx.ModelProto) -> None:
 
 
 def _node_name(node: onnx.NodeProto, parameters: set[str], prefix: str, fixed: Collection[str]) -> str:
-    if node.op_type in _WEIGHTED and len(node.input) > 1 and node.input[1] in parameters:
+    if node.op_type in WEIGHTED and len(node.input) > 1 and node.input[1] in parameters:
         weight: str = node.input[1]
         return weight.removeprefix(f"{prefix}.").removesuffix(".weight")
     path = _module_path(node).removeprefix(prefix).removeprefix(".")
     if not path:
         # Code of the network itself: the junction that the node makes says more than its operator alone.
-        path = next((name for name in node.output if name in fixed), "").removeprefix("junction.")
+        path = next((name for name in node.output if name in fixed), "").removeprefix(JUNCTION_PREFIX)
     return f"{path}.{node.op_type.lower()}".removeprefix(".")
 
 
@@ -89,7 +91,7 @@ def _name_parameters(node: onnx.NodeProto, parameters: set[str], tensors: dict[s
     for index, name in enumerate(node.input):
         if name not in parameters or name in tensors:
             continue
-        is_layer = node.op_type in _WEIGHTED and 0 < index < len(_PARAMETER_ROLES)
+        is_layer = node.op_type in WEIGHTED and 0 < index < len(_PARAMETER_ROLES)
         role = _PARAMETER_ROLES[index] if is_layer else f"constant{index}"
         tensors[name] = f"{node.name}.{role}"
 

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from unetx_exporters.onnx.graph import check, infer_types, producers, prune
+from unetx_exporters.onnx.graph import (
+    INPUT_NAME,
+    JUNCTION_PREFIX,
+    OUTPUT_NAME,
+    check,
+    infer_types,
+    producers,
+    prune,
+)
 from unetx_exporters.onnx.naming import rename_graph, strip_metadata
 from unetx_opt.errors import ExportError
 from unetx_opt.optional import require
@@ -27,11 +35,8 @@ else:
     onnx = require("onnx", purpose="tracing a model")
     torch = require("torch", purpose="tracing a model")
 
-__all__ = ["INPUT_NAME", "JUNCTION_PREFIX", "OPSET", "OUTPUT_NAME", "TracedGraph", "trace_onnx"]
+__all__ = ["OPSET", "TracedGraph", "trace_onnx"]
 
-INPUT_NAME: Final = "image"
-OUTPUT_NAME: Final = "logits"
-JUNCTION_PREFIX: Final = "junction."
 # The oldest opset whose QuantizeLinear and DequantizeLinear take float16, which a graph with int8 and fp16
 # layers needs; older is read by more engines (TensorRT 10 of JetPack 6 included).
 OPSET: Final = 19

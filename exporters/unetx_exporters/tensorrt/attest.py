@@ -137,7 +137,8 @@ def _compute_dtype(layers: Sequence[EngineLayer], node: str) -> str:
     for layer in _layers_of(layers, node):
         weights = _weights_dtype(layer)
         data = {tensor.dtype for tensor in layer.inputs if tensor.is_dynamic and tensor.dtype}
-        if weights and (weights in data or not data):
+        # A generated kernel converts its data itself; a library kernel takes both in one type.
+        if weights and (not data or weights in data or _is_pointwise(layer)):
             return weights
         if weights:
             return f"{'+'.join(sorted(data))}/{weights}"
@@ -149,7 +150,11 @@ def _compute_dtype(layers: Sequence[EngineLayer], node: str) -> str:
 def _layers_of(layers: Sequence[EngineLayer], node: str) -> list[EngineLayer]:
     """Layers that a node was fused into, the one that does its arithmetic first."""
     found = [layer for layer in layers if layer.stands_for(node)]
-    return sorted(found, key=lambda layer: layer.kind.lower() in _POINTWISE)
+    return sorted(found, key=_is_pointwise)
+
+
+def _is_pointwise(layer: EngineLayer) -> bool:
+    return layer.kind.lower() in _POINTWISE
 
 
 def _weights_dtype(layer: EngineLayer) -> str:

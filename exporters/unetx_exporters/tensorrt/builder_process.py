@@ -1,7 +1,7 @@
 """The process that builds one plan: ``python -m unetx_exporters.tensorrt.builder_process`` in an empty directory.
 
-A process of its own, because TensorRT's parser can abort, and because a plan is the same byte for byte only
-when it is the first that a process builds. It reads the order from ``order.json`` in its working directory
+A process of its own, because TensorRT's parser can abort, and because a plan of TensorRT-RTX is the same byte for
+byte only when it is the first that a process builds. It reads the order from ``order.json`` in its working directory
 and leaves ``result.json`` there. Exit code 0: built; 1: refused, and the result says why; anything else: the
 process broke.
 """
@@ -27,6 +27,8 @@ MODULE: Final = "unetx_exporters.tensorrt.builder_process"
 ORDER_NAME: Final = "order.json"
 RESULT_NAME: Final = "result.json"
 _FIXED: Final = "--fixed-addresses"
+#: Packages whose plan depends on the graph alone; TensorRT's depends on what it measures on the GPU.
+_REPRODUCIBLE: Final = frozenset({"tensorrt_rtx"})
 _ADDR_NO_RANDOMIZE: Final = 0x0040000  # <sys/personality.h>
 
 
@@ -54,11 +56,11 @@ def main(argv: list[str]) -> int:
     int
         Its exit code.
     """
-    if _FIXED not in argv:
-        _restart_at_fixed_addresses()
     started = time.perf_counter()
     try:
         order = order_from_json(Path(ORDER_NAME).read_text(encoding="utf-8"))
+        if order.package in _REPRODUCIBLE and _FIXED not in argv:
+            _restart_at_fixed_addresses()
         result = _build(order)
     except UnetxError as error:
         result = {"error": str(error)}
@@ -79,14 +81,18 @@ def _build(order: PlanOrder) -> dict[str, Any]:
 
 
 def _restart_at_fixed_addresses() -> None:
-    """Start this program again without address randomisation, where the system allows it.
+    """Start this program again on one core and without address randomisation, where the system allows it.
 
-    The builder orders some of its data by address: with random addresses the same graph gives plans that differ
-    in their bytes. Where this is refused (some containers, other systems) the plan is as good, only not the same.
+    The builder orders some of its data by address: with random addresses, or addresses that depend on which of
+    its threads was first, the same graph gives plans that differ in their bytes. Where this is refused (some
+    containers, other systems) the plan is as good, only not the same.
     """
     if sys.platform != "linux":
         return
     try:
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        # A thread that wakes up does not interrupt the one that runs.
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         library = ctypes.CDLL(None)
         current = library.personality(0xFFFFFFFF)
         if current < 0 or library.personality(current | _ADDR_NO_RANDOMIZE) < 0:

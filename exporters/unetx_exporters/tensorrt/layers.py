@@ -130,7 +130,7 @@ def parse_inspector_json(text: str) -> tuple[EngineLayer, ...]:
         It is not JSON, or holds no layers with details.
     """
     try:
-        raw = json.loads(text)
+        raw = json.loads(text, strict=False)  # node names are joined by control characters
         items = raw["Layers"]
         # Without DETAILED verbosity each layer is just its name.
         layers = tuple(_layer_of_item(item) for item in items if isinstance(item, dict))

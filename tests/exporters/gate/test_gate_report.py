@@ -280,3 +280,22 @@ def test_only_the_most_severe_images_are_kept_and_equal_ones_never():
         kept = keep_worst(kept, drift, np.zeros(reference.shape), masks, count=3)
     assert [case.drift.name for case in kept] == ["image-2", "image-5", "image-3"]
     assert keep_worst((), drift, np.zeros(reference.shape), masks, count=0) == ()
+
+
+def test_an_alternative_that_fails_and_is_left_out_does_not_fail_the_bundle():
+    whole = report(shifts=(0, 9))
+    assert not whole.passed
+    targets = (whole.targets[0], dataclasses.replace(whole.targets[1], kept=False))
+    kept = dataclasses.replace(whole, targets=targets)
+    assert kept.passed
+    page = render_gate_html(kept)
+    assert "<h1>PASS: engine 0, gate strict</h1>" in page
+    assert "Tried and left out of the bundle: engine 1." in page
+    assert [target["kept"] for target in report_to_json(kept)["targets"]] == [True, False]
+
+
+def test_a_bundle_that_keeps_no_engine_does_not_pass():
+    whole = report()
+    assert not dataclasses.replace(
+        whole, targets=tuple(dataclasses.replace(target, kept=False) for target in whole.targets)
+    ).passed

@@ -1,0 +1,266 @@
+"""The whole way from a checkpoint to a bundle, with a small model and real engines."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from unetx_exporters.onnxruntime import build as ort_build
+from unetx_exporters.options import BuildOptions
+from unetx_exporters.pipeline import BuildResult, build_bundle
+from unetx_exporters.request import BuildRequest
+from unetx_exporters.targets import TARGETS, choose_targets
+from unetx_opt.bundle.open import open_verified
+from unetx_opt.cli.main import main
+from unetx_opt.errors import ExportError, GateError, SpecError, UnetxError
+from unetx_opt.imaging.phantom import chest_phantom
+from unetx_opt.imaging.preprocess import prepare_image
+from unetx_opt.models.checkpoint import load_model, read_checkpoint
+from unetx_opt.runtime import open_bundle
+from unetx_opt.runtime.sessions.table import SESSIONS
+from unetx_opt.specs import EngineRecord, Host, Precision
+
+SIZE_PX = 64
+CPU_TARGETS = ("onnxruntime-cpu", "openvino-cpu")
+
+
+def options_for(checkpoint: Path, output: Path, **changes: object) -> BuildOptions:
+    options = BuildOptions(
+        "attention", Precision.FP16, output, targets=CPU_TARGETS, checkpoint=checkpoint, size_px=SIZE_PX
+    )
+    return dataclasses.replace(options, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module", params=["fp32", "fp16"])
+def built(
+    request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> BuildResult:
+    """A bundle with every target that this machine can build."""
+    output = tmp_path_factory.mktemp("bundle") / request.param
+    return build_bundle(options_for(tiny_checkpoint, output, precision=Precision(request.param), targets=()))
+
+
+def test_every_target_that_can_be_built_is_in_the_bundle_and_the_others_say_why(built: BuildResult) -> None:
+    assert set(CPU_TARGETS) <= {engine.target for engine in built.engines}
+    assert {engine.target for engine in built.engines} | set(built.skipped) == set(TARGETS)
+    assert all(built.skipped.values())
+    with open_verified(built.bundle) as bundle:
+        manifest = bundle.manifest
+    assert [engine.target for engine in manifest.engines] == [engine.target for engine in built.engines]
+    assert manifest.gate.name == "strict"
+    assert manifest.gate.images is not None
+    assert manifest.gate.images.data == "phantom"
+    assert all(engine.gate is not None and engine.gate.passed for engine in manifest.engines)
+    assert manifest.operations.ratio <= 0.85
+
+
+@pytest.mark.parametrize("target", CPU_TARGETS)
+def test_an_engine_gives_the_masks_of_the_pytorch_model(
+    target: str, built: BuildResult, tiny_checkpoint: Path
+) -> None:
+    model = load_model(read_checkpoint(tiny_checkpoint))
+    with open_bundle(built.bundle, target=target) as segmenter:
+        for seed in range(1000, 1004):
+            pixels, _ = chest_phantom(seed, size_px=SIZE_PX)
+            segmentation = segmenter.segment(pixels)
+            image, _ = prepare_image(pixels, segmenter.contract)
+            with torch.no_grad():
+                expected = model(torch.from_numpy(image)[None])[0, 0].numpy()
+            sure = np.abs(expected) > 0.2  # fp16 and bf16 may turn a pixel on the contour
+            assert np.array_equal(segmentation.labels[sure], (expected > 0)[sure])
+
+
+def test_the_type_of_every_engine_is_what_it_says(built: BuildResult) -> None:
+    stored = {"fp32": "float32", "fp16": "float16"}[built.precision]
+    for engine in built.engines:
+        assert engine.storage_dtype == stored
+        if engine.target == "onnxruntime-cpu":
+            assert engine.compute_dtype == "float32"
+        if engine.target.startswith("tensorrt"):
+            assert engine.compute_dtype == stored
+
+
+def test_engines_that_cannot_run_here_were_judged_by_their_graph(built: BuildResult) -> None:
+    with open_verified(built.bundle) as bundle:
+        for engine in bundle.manifest.engines:
+            assert engine.gate is not None
+            assert (engine.gate.evaluated == "engine") == (engine.target in CPU_TARGETS)
+
+
+def test_two_builds_of_the_same_checkpoint_give_the_same_engines(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1790000000")
+    manifests = []
+    for name in ("a", "b"):
+        build_bundle(options_for(tiny_checkpoint, tmp_path / name, targets=("onnxruntime-cpu",), gate="off"))
+        manifests.append((tmp_path / name / "manifest.json").read_bytes())
+    assert manifests[0] == manifests[1]
+
+
+def test_the_archive_holds_what_the_directory_holds(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "bundle.unetx"
+    options = options_for(tiny_checkpoint, output, targets=("onnxruntime-cpu",), archive=True, gate="off")
+    build_bundle(options)
+    pixels, _ = chest_phantom(5, size_px=SIZE_PX)
+    with open_verified(output) as bundle, open_bundle(output) as segmenter:
+        assert bundle.kind == "archive"
+        assert bundle.manifest.gate.name == "off"
+        assert segmenter.segment(pixels).labels.shape == pixels.shape
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle.unetx"]
+
+
+def test_a_users_state_dict_builds(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model = load_model(read_checkpoint(tiny_checkpoint))
+    torch.save(model.state_dict(), tmp_path / "mine.pt")
+    result = build_bundle(options_for(tmp_path / "mine.pt", tmp_path / "x", targets=("onnxruntime-cpu",), gate="off"))
+    with open_verified(result.bundle) as bundle:
+        assert bundle.manifest.checkpoint.source == "mine.pt"
+        assert bundle.manifest.spec == model.spec
+
+
+def _break_weights(request: BuildRequest) -> tuple[EngineRecord, ...]:
+    """Build an engine whose head is not the model's: what a wrong fusion would do."""
+    records = _real_build(request)
+    path = request.directory / records[0].files[0]
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if "head" in tensor.name and len(tensor.dims) == 1:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + 2, tensor.name))
+    onnx.save(model, path)
+    return records
+
+
+_real_build = ort_build.build_onnxruntime_cpu
+
+
+def test_an_engine_that_is_not_the_model_fails_the_gate_with_exit_3_and_leaves_nothing(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ort_build, "build_onnxruntime_cpu", _break_weights)
+    arguments = ["build", "--variant", "attention", "--precision", "fp32", "--target", "onnxruntime-cpu"]
+    arguments += ["--checkpoint", str(tiny_checkpoint), "--size", str(SIZE_PX), "-o", str(tmp_path / "x")]
+    assert main(arguments) == 3
+    error = capsys.readouterr().err
+    assert "onnxruntime-cpu: gate strict fails on 24 images" in error
+    assert "image phantom-0-" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_prints_one_json_document(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["build", "--variant", "attention", "--precision", "fp32", "--target", "onnxruntime-cpu"]
+    arguments += ["--checkpoint", str(tiny_checkpoint), "--size", str(SIZE_PX), "-o", str(tmp_path / "x"), "--json"]
+    assert main(arguments) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["bundle"] == str(tmp_path / "x")
+    assert printed["engines"][0]["target"] == "onnxruntime-cpu"
+    assert Path(printed["gate_report"]).is_file()
+    command = json.loads((tmp_path / "x" / "manifest.json").read_text())["build"]["command"]
+    assert command[:4] == ["unetx-opt", "build", "--variant", "attention"]
+    assert str(tmp_path) not in " ".join(command)
+
+
+def test_too_few_images_are_an_error_that_says_how_many_are_needed(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for folder in ("images", "masks"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    for seed in range(3):
+        pixels, mask = chest_phantom(seed, size_px=SIZE_PX)
+        Image.fromarray((pixels >> 8).astype(np.uint8)).save(tmp_path / "data/images" / f"{seed}.png")
+        Image.fromarray(mask * np.uint8(255)).save(tmp_path / "data/masks" / f"{seed}.png")
+    rows = [f"{seed}.png,{seed},validation" for seed in range(3)]
+    (tmp_path / "data/splits.csv").write_text("\n".join(["file,patient,split", *rows]) + "\n")
+    with pytest.raises(GateError, match=r"has 3 images, the gate needs at least 21: add 18 more"):
+        build_bundle(options_for(tiny_checkpoint, tmp_path / "x", data=tmp_path / "data"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size_px": 100}, "size 100 is not a multiple of 8.*choose 96"),
+        ({"variant": "crf"}, "variant crf cannot be built"),
+        ({"variant": "resnet"}, "choose one of unet"),
+        ({"targets": ("tpu",)}, "unknown target 'tpu'"),
+        ({"targets": ("tensorrt",)}, "target tensorrt cannot be built here"),
+    ],
+    ids=str,
+)
+def test_a_wrong_option_is_one_clear_line(
+    changes: dict[str, object], message: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UnetxError, match=message) as caught:
+        build_bundle(options_for(tiny_checkpoint, tmp_path / "x", **changes))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "x").exists()
+
+
+def test_int8_says_that_it_is_not_there_yet(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="int8 is not part of this version"):
+        options_for(tiny_checkpoint, tmp_path / "x", precision=Precision.INT8)
+
+
+def test_an_existing_output_is_kept_unless_it_is_to_be_replaced(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "x"
+    output.mkdir()
+    (output / "mine").write_text("kept")
+    options = options_for(tiny_checkpoint, output, targets=("onnxruntime-cpu",), gate="off")
+    with pytest.raises(UnetxError, match="already exists"):
+        build_bundle(options)
+    assert (output / "mine").read_text() == "kept"
+    build_bundle(dataclasses.replace(options, overwrite=True))
+    with open_verified(output) as bundle:
+        assert "mine" not in bundle.names
+
+
+def test_a_build_that_is_killed_leaves_nothing_at_the_output(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    arguments = ["build", "--variant", "attention", "--precision", "fp32", "--checkpoint", str(tiny_checkpoint)]
+    arguments += ["--size", str(SIZE_PX), "-o", str(output)]
+    for target in CPU_TARGETS:
+        arguments += ["--target", target]
+    program = f"import sys; from unetx_opt.cli.main import main; sys.exit(main({arguments!r}))"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    chance = random.Random(0)
+    killed = 0
+    for _ in range(5):
+        process = subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + chance.uniform(0.5, 14.0)
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            killed += 1
+            assert not output.exists()
+        else:  # a fast machine: it was done, and then it is whole
+            with open_verified(output):
+                pass
+            break
+    assert killed, "no build lived long enough to be killed"
+    build_bundle(options_for(tiny_checkpoint, output, targets=("onnxruntime-cpu",), gate="off", overwrite=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_the_runtime_knows_every_target_that_can_be_built() -> None:
+    assert set(TARGETS) == set(SESSIONS)
+
+
+def test_a_bare_machine_is_told_what_every_target_lacks() -> None:
+    with pytest.raises(ExportError, match=r"tensorrt: .*onnxruntime-cpu: .*openvino-cpu: "):
+        choose_targets((), Host(system="Linux", machine="x86_64"))
