@@ -14,7 +14,8 @@ BIN = $(VENV)/bin
 QUICKSTART = .quickstart
 BUNDLE = $(QUICKSTART)/attention-fp16
 PHANTOM = $(QUICKSTART)/phantom.png
-SOURCES = $(shell find toolkit exporters kernels -name '*.py' -o -name '*.safetensors')
+RESULT = $(QUICKSTART)/result
+SOURCES = $(shell find toolkit exporters -name '*.py' -o -name '*.css' -o -name '*.safetensors')
 
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
@@ -45,12 +46,13 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 
 # --- quickstart -------------------------------------------------------------------------------------------------
 
-quickstart: $(QUICKSTART)/.segmented
+quickstart: $(RESULT)/phantom.overlay.png
 	@echo
 	@echo "bundle       $(BUNDLE)"
-	@echo "gate report  $(BIN)/unetx-opt inspect $(BUNDLE)"
-	@echo "input        $(PHANTOM) (drawn by a program: no radiograph may be shipped)"
-	@echo "result       $(QUICKSTART)/result"
+	@echo "gate report  $(BUNDLE)/evidence/gate.html"
+	@echo "input        $(PHANTOM) (drawn by a program: no real radiograph may be shipped)"
+	@echo "mask         $(RESULT)/phantom.mask.png"
+	@echo "overlay      $(RESULT)/phantom.overlay.png"
 	@echo "next         $(BIN)/unetx-opt segment $(BUNDLE) YOUR.png -o DIR"
 
 $(BUNDLE): $(SOURCES) | $(VENV)/.installed
@@ -61,9 +63,8 @@ $(PHANTOM): | $(VENV)/.installed
 	@$(BIN)/python -c "from PIL import Image; from unetx_opt.imaging.phantom import chest_phantom; \
 	Image.fromarray(chest_phantom(seed=7)[0]).save('$@')"
 
-$(QUICKSTART)/.segmented: $(BUNDLE) $(PHANTOM)
-	@$(BIN)/unetx-opt segment $(BUNDLE) $(PHANTOM) -o $(QUICKSTART)/result
-	@touch $@
+$(RESULT)/phantom.overlay.png: $(BUNDLE) $(PHANTOM)
+	@$(BIN)/unetx-opt segment $(BUNDLE) $(PHANTOM) -o $(RESULT)
 
 # --- tests and checks -------------------------------------------------------------------------------------------
 
