@@ -30,6 +30,7 @@ _FIXED: Final = "--fixed-addresses"
 #: Packages whose plan depends on the graph alone; TensorRT's depends on what it measures on the GPU.
 _REPRODUCIBLE: Final = frozenset({"tensorrt_rtx"})
 _ADDR_NO_RANDOMIZE: Final = 0x0040000  # <sys/personality.h>
+_NO_THREAD_CACHES: Final = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
 
 
 def order_to_json(order: PlanOrder) -> str:
@@ -81,11 +82,12 @@ def _build(order: PlanOrder) -> dict[str, Any]:
 
 
 def _restart_at_fixed_addresses() -> None:
-    """Start this program again on one core and without address randomisation, where the system allows it.
+    """Start this program again so that it lays out its memory in the same way each time, where that can be had.
 
-    The builder orders some of its data by address: with random addresses, or addresses that depend on which of
-    its threads was first, the same graph gives plans that differ in their bytes. Where this is refused (some
-    containers, other systems) the plan is as good, only not the same.
+    The builder orders some of its data by address. Addresses depend on their randomisation by the system, on
+    which of the builder's threads is first, and on which thread keeps what it has freed for itself; the same
+    graph then gives plans that differ in their bytes. Where the system refuses (some containers, other systems)
+    the plan is as good, only not the same.
     """
     if sys.platform != "linux":
         return
@@ -100,7 +102,8 @@ def _restart_at_fixed_addresses() -> None:
     except (OSError, AttributeError):
         return
     # -P as the parent gave it: the working directory is no place to import from.
-    os.execv(sys.executable, [sys.executable, "-P", "-m", MODULE, _FIXED])  # noqa: S606
+    command = [sys.executable, "-P", "-m", MODULE, _FIXED]
+    os.execve(sys.executable, command, {**os.environ, "GLIBC_TUNABLES": _NO_THREAD_CACHES})  # noqa: S606
 
 
 if __name__ == "__main__":
