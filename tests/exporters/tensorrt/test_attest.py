@@ -69,7 +69,7 @@ def test_the_inspectors_report_is_taken_where_the_log_says_nothing(golden: Golde
 
 
 def test_a_layer_that_no_report_names_is_refused(golden: Golden) -> None:
-    with pytest.raises(ExportError, match="log report says nothing about stem; .*inspector reports no layers"):
+    with pytest.raises(ExportError, match=r"log report says nothing about stem; .*inspector reports no layers"):
         read_layers([("log", golden("layers-fp16.txt")), ("json", '{"Layers": []}')], [*NODES, "stem"])
 
 

@@ -60,7 +60,7 @@ def test_a_header_that_differs_from_the_order_is_refused(
 
 
 def test_capabilities_that_this_version_does_not_know_are_shown_as_bits() -> None:
-    with pytest.raises(ExportError, match="8.0, unknown bits 0x100"):
+    with pytest.raises(ExportError, match=r"8\.0, unknown bits 0x100"):
         check_header(parse_header(make_header(mask=0x102)), 1000, "1.7.1.116", ("8.0",))
 
 

@@ -29,7 +29,7 @@ def test_a_recorded_convolution_has_its_tensors_and_nodes(golden: Golden) -> Non
     layer = layer_for(parse_layer_dump(golden("layers-fp16.txt")), "bottom_myl")
     assert layer.kind == "correlation"
     assert [(tensor.dims, tensor.dtype) for tensor in layer.inputs] == [((-1, 4, 16, 16), "float16")]
-    assert [(tensor.dims, tensor.dtype) for tensor in layer.constants][0] == ((8, 4, 3, 3), "float16")
+    assert (layer.constants[0].dims, layer.constants[0].dtype) == ((8, 4, 3, 3), "float16")
     assert [(tensor.dims, tensor.dtype) for tensor in layer.outputs] == [((-1, 8, 16, 16), "float16")]
     assert layer.stands_for("bottom")
     assert layer.stands_for("bottom.relu")

@@ -1,4 +1,4 @@
-"""The one builder on test doubles that have exactly the names of TensorRT 10.16, TensorRT 11.4 and TensorRT-RTX 1.7."""
+"""The one builder on test doubles that have the names of TensorRT 10.16, 11.4 or TensorRT-RTX 1.7, and no others."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_graph_that_cannot_be_parsed_is_named_with_a_test_double(make_double: 
 def test_the_last_error_of_a_failed_build_is_quoted_with_a_test_double(
     make_double: MakeDouble, version: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ExportError, match="cannot build the engine: out of memory, sorry$"):
+    with pytest.raises(ExportError, match=r"cannot build the engine: out of memory, sorry$"):
         build(make_double(version, build_error="out of\n memory, sorry"), version)
     assert capsys.readouterr().err == "error: out of memory, sorry\n"
 
