@@ -236,7 +236,7 @@ def _torch_tensors(torch_model: UNet, image: np.ndarray) -> dict[str, np.ndarray
     torch_model.eval()
     try:
         with torch.no_grad():
-            logits, junctions = torch_model.forward_with_junctions(torch.from_numpy(np.ascontiguousarray(image)))
+            logits, junctions = torch_model.forward_with_junctions(torch.tensor(image))
     finally:
         torch_model.train(was_training)
     named = {f"{JUNCTION_PREFIX}{name}": tensor for name, tensor in junctions.items()}

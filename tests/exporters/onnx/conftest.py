@@ -30,7 +30,7 @@ def make_model() -> Callable[..., UNet]:
                 torch.nn.init.normal_(module.running_mean, std=0.2, generator=generator)
                 torch.nn.init.uniform_(module.running_var, 0.5, 2.0, generator=generator)
                 torch.nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
-                torch.nn.init.normal_(module.bias, std=0.2, generator=generator)
+                torch.nn.init.normal_(module.bias, mean=0.3, std=0.2, generator=generator)
         return model.eval()
 
     return make

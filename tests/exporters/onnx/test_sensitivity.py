@@ -35,14 +35,12 @@ def scaled(model: onnx.ModelProto, factors: dict[str, float]) -> onnx.ModelProto
 def overflowing(trace: Callable[..., Any]) -> onnx.ModelProto:
     """A graph whose second stage reaches beyond 65504, and whose next convolution brings it back."""
     factors = {
-        "encoder.1.conv1.weight": 3000.0,
-        "encoder.1.conv1.bias": 3000.0,
-        "encoder.1.conv2.weight": 1 / 3000.0,
+        "encoder.1.conv1.weight": 2.0**18,
+        "encoder.1.conv1.bias": 2.0**16,
+        "encoder.1.conv2.weight": 2.0**-10,
+        "encoder.2.conv1.weight": 2.0**-8,
     }
-    model: onnx.ModelProto = scaled(trace()[1].model, factors)
-    return scaled(
-        model, {"encoder.1.conv1.weight": 20.0, "encoder.1.conv1.bias": 20.0, "encoder.1.conv2.weight": 0.05}
-    )
+    return scaled(trace()[1].model, factors)
 
 
 def logits(model: onnx.ModelProto) -> np.ndarray:
@@ -62,15 +60,15 @@ def test_a_graph_that_float16_holds_keeps_nothing(trace: Callable[..., Any]) -> 
 
 def test_both_ends_of_an_overflowing_tensor_are_kept_and_no_more(trace: Callable[..., Any]) -> None:
     model = overflowing(trace)
+    reference = logits(model)
     plain = logits(emulate_fp16(convert_fp16(model)))
-    assert not np.isfinite(plain).all()
+    assert not np.allclose(plain, reference, atol=0.1 * np.abs(reference).max())
 
     choice = choose_fp32_nodes(model, IMAGES)
 
     assert choice.keep_fp32 == ("encoder.1.conv1", "encoder.1.relu", "encoder.1.conv2")
     assert choice.logit_error < 0.01
     chosen = logits(emulate_fp16(convert_fp16(model, choice.keep_fp32)))
-    reference = logits(model)
     assert np.abs(chosen - reference).max() / np.abs(reference).max() == pytest.approx(choice.logit_error, rel=1e-3)
     rows = {record.name: record for record in choice.nodes}
     assert rows["encoder.1.conv1"].peak > 65504
@@ -82,7 +80,7 @@ def test_headroom_keeps_a_tensor_that_does_not_overflow_yet(trace: Callable[...,
     model = trace()[1].model
     peak = max(record.peak for record in choose_fp32_nodes(model, IMAGES).nodes)
     choice = choose_fp32_nodes(model, IMAGES, HalfLimits(headroom=65504 / peak * 1.01))
-    assert 0 < len(choice.keep_fp32) < 6
+    assert 0 < len(choice.keep_fp32) < 10
 
 
 def test_blocks_follow_until_the_logit_error_holds(trace: Callable[..., Any]) -> None:
