@@ -1,212 +1,248 @@
-"""Operations and bytes of a graph, counted from the shapes of its tensors."""
+"""Operations and bytes of a graph, counted from its shapes: what a latency is measured against.
+
+Conventions, per output element unless said otherwise:
+
+- Conv, ConvTranspose, Gemm, MatMul: two operations per multiply-accumulate; the addition of the bias is not counted.
+  Padding is counted as if it were image, as is usual. A transposed convolution has as many multiply-accumulates as
+  the convolution it transposes.
+- elementwise arithmetic and comparisons, Relu: 1. Sigmoid: 4 (negation, exponential, addition, division).
+- Softmax: 5 (maximum, subtraction, exponential, sum, division).
+- MaxPool, AveragePool: the size of the kernel. Reductions: 1 per *input* element.
+- Resize: 0 for nearest, 7 for linear in two dimensions (four products, three sums).
+- QuantizeLinear: 3 (division, rounding, clipping). DequantizeLinear: 2.
+- what only moves or converts data: 0.
+"""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from unetx_exporters.onnx.graph import infer_types
-from unetx_exporters.onnx.operators import MOVEMENT
+from unetx_exporters.onnx.graph import INPUT_NAME, infer_types, producers, tensor_types
+from unetx_exporters.onnx.operators import MOVEMENT, WEIGHTED
 from unetx_opt.errors import ExportError
 from unetx_opt.optional import require
 
 if TYPE_CHECKING:
     import onnx
 else:
-    onnx = require("onnx", purpose="counting operations")
+    onnx = require("onnx", purpose="counting the operations of a graph")
 
-__all__ = ["LayerOperations", "OperationCount", "count_operations"]
+__all__ = ["OperationCount", "count_operations"]
 
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LayerOperations:
-    """One node.
-
-    Attributes
-    ----------
-    op_type : str
-        Its operator.
-    flop : int
-        Multiplications and additions.
-    bytes_moved : int
-        Bytes of its inputs and outputs, each counted once: what it moves where nothing is fused.
-    """
-
-    op_type: str
-    flop: int
-    bytes_moved: int
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class OperationCount:
-    """Arithmetic and traffic of one inference.
+    """The arithmetic and the memory traffic of one run.
 
     Attributes
     ----------
-    layers : mapping of str to LayerOperations
-        By node name, in the order of the graph.
+    total_flop : int
+        Floating-point (or, between quantized tensors, integer) operations of the whole batch.
+    by_layer : mapping of str to int
+        Node name to its operations, in the order of the graph; nodes without any are left out.
+    by_op_type : mapping of str to int
+        Operator to its operations, the largest first.
     parameters : int
-        Elements of the initializers that are floating point.
+        Elements of the weights and biases of all convolutions and matrix products.
+    bytes_moved : int
+        Bytes of every tensor that a node reads or writes, summed over the nodes: what an engine moves that fuses
+        nothing and caches nothing, an upper bound.
     """
 
-    layers: Mapping[str, LayerOperations]
+    total_flop: int
+    by_layer: Mapping[str, int]
+    by_op_type: Mapping[str, int]
     parameters: int
-
-    @property
-    def total_flop(self) -> int:
-        """Multiplications and additions of all nodes."""
-        return sum(layer.flop for layer in self.layers.values())
-
-    @property
-    def bytes_moved(self) -> int:
-        """Bytes that all nodes move where nothing is fused."""
-        return sum(layer.bytes_moved for layer in self.layers.values())
-
-    @property
-    def by_op_type(self) -> dict[str, int]:
-        """Operations of each operator that has any."""
-        found: Counter[str] = Counter()
-        for layer in self.layers.values():
-            found[layer.op_type] += layer.flop
-        return {op_type: flop for op_type, flop in sorted(found.items()) if flop}
+    bytes_moved: int
 
 
-def count_operations(model: onnx.ModelProto, height: int, width: int, batch: int = 1) -> OperationCount:
-    """Count what one inference computes.
+def count_operations(
+    model: onnx.ModelProto, height: int | None = None, width: int | None = None, batch: int = 1
+) -> OperationCount:
+    """Count the operations of a graph.
 
     Parameters
     ----------
     model : onnx.ModelProto
-        Float32 or typed graph whose one input is (batch, C, H, W).
-    height, width : int
-        Of the input, in pixels.
+        Any graph of this package: float32, typed, quantized.
+    height, width : int or None
+        Size of the image in pixels. A traced graph has it fixed, and another one is an error; None takes it.
     batch : int
-        Images at once.
-
-    Returns
-    -------
-    OperationCount
-        A convolution or matrix product counts one multiplication and one addition per weight and output element,
-        its bias one addition per output element; an element-wise operator, a reduction, a pooling one operation per
-        element that it reads; Softmax five per element; Resize seven per output element (bilinear). Moving data
-        (Concat, Slice, Pad, Reshape, Cast, ...) is free, but its bytes are counted.
+        Images in one run.
 
     Raises
     ------
     ExportError
-        An operator has no rule, or a shape is not known at this size.
+        The graph is of another size, or has an operator that no convention here covers.
     """
-    shapes, sizes = _tensor_shapes(model, (batch, height, width))
-    layers: dict[str, LayerOperations] = {}
-    for node in model.graph.node:
-        rule = _RULES.get(node.op_type)
-        if rule is None:
-            raise ExportError(
-                f"operator {node.op_type} ({node.name}) has no rule to count its operations by: add one"
-            )
-        names = [name for name in (*node.input, *node.output) if name]
-        missing = [name for name in names if name not in shapes]
-        if missing:
-            raise ExportError(f"the shape of {missing[0]} is not known at {height} x {width}: trace the model again")
-        moved = sum(math.prod(shapes[name]) * sizes[name] for name in dict.fromkeys(names))
-        layers[node.name] = LayerOperations(node.op_type, rule(node, shapes), moved)
-    parameters = sum(math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in _FLOATING)
-    return OperationCount(MappingProxyType(layers), parameters)
+    sized = _at_size(model, height, width, batch)
+    shapes, kinds = _shapes(sized), tensor_types(sized)
+    by_layer: dict[str, int] = {}
+    by_op_type: dict[str, int] = {}
+    bytes_moved = 0
+    for node in sized.graph.node:
+        flop = _flop(node, shapes)
+        if flop:
+            by_layer[node.name] = flop
+            by_op_type[node.op_type] = by_op_type.get(node.op_type, 0) + flop
+        bytes_moved += sum(_bytes(name, shapes, kinds) for name in (*node.input, *node.output) if name)
+    return OperationCount(
+        total_flop=sum(by_layer.values()),
+        by_layer=MappingProxyType(by_layer),
+        by_op_type=MappingProxyType(dict(sorted(by_op_type.items(), key=lambda item: -item[1]))),
+        parameters=_count_parameters(sized.graph, shapes),
+        bytes_moved=bytes_moved,
+    )
 
 
-def _tensor_shapes(model: onnx.ModelProto, size: tuple[int, int, int]) -> tuple[dict[str, Shape], dict[str, int]]:
-    batch, height, width = size
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
-    for value, lengths in ((fixed.graph.input[0], (batch, None, height, width)), (fixed.graph.output[0], (batch,))):
-        for dim, length in zip(value.type.tensor_type.shape.dim, lengths, strict=False):
-            if length is not None:
-                dim.dim_value = length
-    graph = infer_types(fixed).graph
-    shapes: dict[str, Shape] = {}
-    sizes: dict[str, int] = {}
+def _at_size(model: onnx.ModelProto, height: int | None, width: int | None, batch: int) -> onnx.ModelProto:
+    sized = onnx.ModelProto()
+    sized.CopyFrom(model)
+    image = next(value for value in sized.graph.input if value.name == INPUT_NAME)
+    dims = image.type.tensor_type.shape.dim
+    for dim, wanted, axis in zip(dims, (batch, None, height, width), ("batch", "", "height", "width"), strict=True):
+        if wanted is None:
+            continue
+        if dim.HasField("dim_value") and dim.dim_value != wanted:
+            raise ExportError(f"the graph's {axis} is {dim.dim_value}, got {wanted}: trace the model at that size")
+        dim.dim_value = wanted
+    # The output's shape names the symbolic batch, which would contradict the one set above.
+    for value in sized.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    return infer_types(sized)
+
+
+def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    graph = model.graph
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         dims = value.type.tensor_type.shape.dim
-        if all(dim.HasField("dim_value") for dim in dims):
-            shapes[value.name] = tuple(dim.dim_value for dim in dims)
-            sizes[value.name] = _byte_size(value.type.tensor_type.elem_type)
-    for tensor in graph.initializer:
-        shapes[tensor.name] = tuple(tensor.dims)
-        sizes[tensor.name] = _byte_size(tensor.data_type)
-    return shapes, sizes
+        if any(not dim.HasField("dim_value") for dim in dims):
+            raise ExportError(f"the shape of {value.name} depends on values that are known at run time only")
+        shapes[value.name] = tuple(dim.dim_value for dim in dims)
+    return shapes
 
 
-def _byte_size(data_type: int) -> int:
-    return int(onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize)
+def _flop(node: onnx.NodeProto, shapes: Shapes) -> int:
+    if node.op_type in MOVEMENT:
+        return 0
+    rule = _RULES.get(node.op_type)
+    if rule is None:
+        raise ExportError(
+            f"no rule counts the operations of {node.op_type} (node {node.name}): add one to its table of rules"
+        )
+    return rule(node, shapes)
 
 
-def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
+def _convolution(node: onnx.NodeProto, shapes: Shapes) -> int:
+    # (M, C / groups, *kernel): every output element is a sum over all but the first axis.
+    return 2 * _size(shapes[node.output[0]]) * _size(shapes[node.input[1]][1:])
 
 
-def _convolution(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
-    weights, output = shapes[node.input[1]], shapes[node.output[0]]
-    # Each output element reads C / group channels of the kernel's window: all of a weight's axes but the first.
-    products = math.prod(output) * math.prod(weights[1:])
-    return 2 * products + _bias(node, shapes)
+def _transposed_convolution(node: onnx.NodeProto, shapes: Shapes) -> int:
+    # (C, M / groups, *kernel): every input element is multiplied with all but the first axis.
+    return 2 * _size(shapes[node.input[0]]) * _size(shapes[node.input[1]][1:])
 
 
-def _transposed(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
-    # Each input element is spread over M / group channels and the kernel's window.
-    products = math.prod(shapes[node.input[0]]) * math.prod(shapes[node.input[1]][1:])
-    return 2 * products + _bias(node, shapes)
+def _matrix_product(node: onnx.NodeProto, shapes: Shapes) -> int:
+    summed = shapes[node.input[0]][-2 if _attribute(node, "transA", 0) else -1]
+    return 2 * _size(shapes[node.output[0]]) * summed
 
 
-def _bias(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
-    return math.prod(shapes[node.output[0]]) if len(node.input) > 2 and node.input[2] else 0
+def _pooling(node: onnx.NodeProto, shapes: Shapes) -> int:
+    return _size(shapes[node.output[0]]) * _size(_attribute(node, "kernel_shape", ()))
 
 
-def _matrix_product(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
-    first = shapes[node.input[0]]
-    inner = first[0] if node.op_type == "Gemm" and _attribute(node, "transA", 0) else first[-1]
-    return 2 * math.prod(shapes[node.output[0]]) * inner + _bias(node, shapes)
+def _reduction(node: onnx.NodeProto, shapes: Shapes) -> int:
+    return _size(shapes[node.input[0]])
 
 
-def _per_output(factor: int) -> Callable[[onnx.NodeProto, Mapping[str, Shape]], int]:
-    return lambda node, shapes: factor * math.prod(shapes[node.output[0]])
+def _resize(node: onnx.NodeProto, shapes: Shapes) -> int:
+    mode = _attribute(node, "mode", b"nearest")
+    costs = {b"nearest": 0, b"linear": 7}
+    if mode not in costs:
+        raise ExportError(f"no rule counts Resize with mode {mode.decode()} (node {node.name})")
+    return costs[mode] * _size(shapes[node.output[0]])
 
 
-def _per_input(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
-    return math.prod(shapes[node.input[0]])
+def _per_element(cost: int) -> Callable[[onnx.NodeProto, Shapes], int]:
+    return lambda node, shapes: cost * _size(shapes[node.output[0]])
 
 
-def _pooling(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
-    window: list[int] = next(attribute.ints for attribute in node.attribute if attribute.name == "kernel_shape")
-    return math.prod(shapes[node.output[0]]) * math.prod(window)
+_ELEMENTWISE: Final = (
+    *(
+        "Abs",
+        "Add",
+        "And",
+        "Clip",
+        "Div",
+        "Equal",
+        "Exp",
+        "Greater",
+        "IsNaN",
+        "LeakyRelu",
+        "Less",
+        "Log",
+        "Max",
+        "Min",
+    ),
+    *("Mul", "Neg", "Not", "Or", "Pow", "Reciprocal", "Relu", "Sqrt", "Sub"),
+)
+_REDUCTIONS: Final = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum")
 
-
-def _free(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
-    return 0
-
-
-_Rule = Callable[["onnx.NodeProto", Mapping[str, Shape]], int]
-_ELEMENTWISE: Final = ("Add", "Sub", "Mul", "Div", "Relu", "Sigmoid", "Clip", "Neg", "Exp", "Sqrt", "Max", "Min")
-_REDUCTIONS: Final = ("ReduceSum", "ReduceMean", "ReduceMax", "GlobalAveragePool")
-#: Operator -> a function of (node, shapes) that counts it.
-_RULES: Final[Mapping[str, _Rule]] = MappingProxyType(
+#: Operator -> a function of (node, shapes) that counts its operations.
+_RULES: Mapping[str, Callable[[onnx.NodeProto, Shapes], int]] = MappingProxyType(
     {
         "Conv": _convolution,
-        "ConvTranspose": _transposed,
+        "ConvTranspose": _transposed_convolution,
         "Gemm": _matrix_product,
         "MatMul": _matrix_product,
         "MaxPool": _pooling,
         "AveragePool": _pooling,
-        "Softmax": _per_output(5),
-        "Resize": _per_output(7),
-        **dict.fromkeys(_ELEMENTWISE, _per_output(1)),
-        **dict.fromkeys(_REDUCTIONS, _per_input),
-        **dict.fromkeys((*MOVEMENT, "QuantizeLinear", "DequantizeLinear"), _free),
+        "Resize": _resize,
+        "Sigmoid": _per_element(4),
+        "Softmax": _per_element(5),
+        "QuantizeLinear": _per_element(3),
+        "DequantizeLinear": _per_element(2),
+        **dict.fromkeys(_ELEMENTWISE, _per_element(1)),
+        **dict.fromkeys(_REDUCTIONS, _reduction),
     }
 )
-_FLOATING: Final = frozenset({1, 10, 11, 16})  # FLOAT, FLOAT16, DOUBLE, BFLOAT16
+
+
+def _count_parameters(graph: onnx.GraphProto, shapes: Shapes) -> int:
+    made_by = producers(graph)
+    stored = {tensor.name for tensor in graph.initializer}
+    found = set()
+    for node in graph.node:
+        if node.op_type not in WEIGHTED:
+            continue
+        for name in node.input[1:]:
+            source = name
+            # Weights may pass through a Cast or a DequantizeLinear on their way from the file.
+            while source in made_by and made_by[source].op_type in ("Cast", "DequantizeLinear", "QuantizeLinear"):
+                source = made_by[source].input[0]
+            if source in stored:
+                found.add(source)
+    return sum(_size(shapes[name]) for name in found)
+
+
+def _bytes(name: str, shapes: Shapes, kinds: Mapping[str, int]) -> int:
+    return _size(shapes[name]) * int(onnx.helper.tensor_dtype_to_np_dtype(kinds[name]).itemsize)
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return onnx.helper.get_attribute_value(attribute)
+    return default
+
+
+def _size(dims: tuple[int, ...]) -> int:
+    return math.prod(dims)
