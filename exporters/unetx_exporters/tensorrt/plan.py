@@ -123,20 +123,24 @@ def build_plan(trt: Any, order: PlanOrder, graph: bytes, timing_cache: bytes | N
     if not parser.parse(graph):
         raise ExportError(f"{order.package} cannot read the ONNX graph: {_parser_error(parser, log)}")
     _check_contract(trt, network)
-    config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    # Float layers were asked to be float: TF32 would round their products to 10 bits of mantissa.
-    config.clear_flag(trt.BuilderFlag.TF32)
-    profile = _batch_profile(builder, network, order.max_batch)
-    if config.add_optimization_profile(profile) < 0:
-        raise ExportError(f"{order.package} refuses the batch range 1 to {order.max_batch}: {log.last_error()}")
-    row.select_gpu(trt, config, order)
+    config = _make_config(trt, builder, order, _batch_profile(builder, network, order.max_batch))
     cache = row.load_cache(config, timing_cache)
     built = builder.build_serialized_network(network, config)
     if built is None:
         raise ExportError(f"{order.package} cannot build the engine: {log.last_error()}")
     plan = bytes(built)
     return BuiltPlan(plan, _layer_reports(trt, log, plan), _serialized(cache))
+
+
+def _make_config(trt: Any, builder: Any, order: PlanOrder, profile: Any) -> Any:
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    # Float layers were asked to be float: TF32 would round their products to 10 bits of mantissa.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    if config.add_optimization_profile(profile) < 0:
+        raise ExportError(f"{order.package} refuses the batch range 1 to {order.max_batch}")
+    PACKAGES[order.package].select_gpu(trt, config, order)
+    return config
 
 
 def _open_log(trt: Any) -> Any:

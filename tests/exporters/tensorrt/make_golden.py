@@ -2,6 +2,9 @@
 
 - ``surface-*.json``: the names of each package that the code uses, cut out of the lists of all names;
 - ``layers-*.txt``: the layer list at the end of a verbose build by the installed tensorrt_rtx.
+
+``inspector-by-hand.json`` is not among them: TensorRT needs a GPU to build, so it was written after the inspector's
+documentation.
 """
 
 from __future__ import annotations
