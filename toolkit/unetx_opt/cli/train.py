@@ -41,7 +41,7 @@ __all__ = ["train"]
 @click.option("--patience", type=click.IntRange(1), default=10, show_default=True, help="Epochs without progress.")
 @click.option("--width", type=click.IntRange(1, 256), default=16, show_default=True, help="First-stage channels.")
 @click.option("--size", "size_px", type=click.IntRange(32, 2048), default=256, show_default=True, help="Pixels.")
-@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--batch-size", type=click.IntRange(2), default=8, show_default=True)
 @click.option("--learning-rate", type=float, default=2e-3, show_default=True, help="Peak.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)

@@ -64,7 +64,7 @@ class View:
     zoom_yx : tuple of float
         Vertical and horizontal magnification against the whole image at the size of the view.
     rotation_deg : float
-        Counter-clockwise on the screen.
+        Clockwise on the screen, before mirroring.
     mirrored : bool
         Left and right swapped.
     centre_yx : tuple of float

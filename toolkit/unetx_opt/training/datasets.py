@@ -266,5 +266,8 @@ def _read_grey(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
 def _size_px(path: Path) -> tuple[int, int]:
     from PIL import Image
 
-    with Image.open(path) as image:
-        return image.height, image.width
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.height, image.width
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} is no readable PNG: {error}") from error

@@ -44,7 +44,7 @@ class TrainingOptions:
     patience : int
         Epochs without a better validation Dice after which training stops.
     batch_size : int
-        Views per step.
+        Views per step, 2 or more: batch normalisation needs two.
     seed : int
         Of the first weights, the order of images and the augmentation.
     learning_rate : float
@@ -81,10 +81,11 @@ class TrainingOptions:
             ("size_px", self.size_px, 32, 2048),
             ("epochs", self.epochs, 1, 100_000),
             ("patience", self.patience, 1, 100_000),
-            ("batch_size", self.batch_size, 1, 4096),
+            ("batch_size", self.batch_size, 2, 4096),
             ("seed", self.seed, 0, 2**63 - 1),
             ("average_decay", self.average_decay, 0.0, 0.99999),
             ("warmup_epochs", self.warmup_epochs, 0.0, 1000.0),
+            ("weight_decay", self.weight_decay, 0.0, 10.0),
         ):
             if not low <= value <= high:
                 raise SpecError(f"{name} is {value}, expected {low} to {high}")

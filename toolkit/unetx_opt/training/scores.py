@@ -65,7 +65,7 @@ def segment_image(model: UNet, image: NDArray[Any], size_px: int) -> NDArray[np.
     torch = require("torch", purpose="scoring a model")
     prepared_chw, geometry = prepare_image(image, training_contract(size_px))
     with torch.inference_mode():
-        logits_chw = model(torch.from_numpy(prepared_chw)[None])[0].float().numpy()
+        logits_chw = model(torch.tensor(prepared_chw)[None])[0].float().numpy()
     return label_mask(restore_logits(logits_chw, geometry))
 
 
