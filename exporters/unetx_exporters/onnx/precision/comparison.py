@@ -22,6 +22,7 @@ __all__ = ["Extremes", "compare_nodes"]
 _FLOAT: Final = 1  # TensorProto.FLOAT
 _REFERENCE: Final = "reference/"
 _STATISTICS: Final = ("peak", "error", "undefined")
+_RESULT: Final = "statistics"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,31 +61,36 @@ def compare_nodes(
     typed = infer_types(reference)
     types, elsewhere = tensor_types(typed), producers(other.graph)
     names = [name for name in producers(typed.graph) if types.get(name) == _FLOAT and name in elsewhere]
-    with GraphRunner(_joint_graph(reference, other, names)) as runner:
+    with GraphRunner(_joint_graph(reference, other, names), keep_memory=False) as runner:
         runs = [runner.run(image) for image in images]
-    peak, error, undefined = (np.max([run[statistic] for run in runs], axis=0) for statistic in _STATISTICS)
+    rows = np.max([run[_RESULT].reshape(len(names), len(_STATISTICS)) for run in runs], axis=0)
+    peak, error, undefined = rows.T
     error = np.where(undefined > 0, np.inf, error)
     return {name: Extremes(float(high), float(off)) for name, high, off in zip(names, peak, error, strict=True)}
 
 
 def _joint_graph(reference: onnx.ModelProto, other: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """Put both graphs behind one input, with three vectors (one value per tensor) as outputs.
+    """Put both graphs behind one input, with one vector (three values per tensor) as output.
 
     The tensors themselves never become outputs: at full resolution those of an attention gate would fill gigabytes.
+    The vector grows by one tensor at a time, so that the engine, which orders nodes by what they depend on, is done
+    with a pair of tensors before it computes the next.
     """
     prefixed = onnx.compose.add_prefix(reference, _REFERENCE, rename_inputs=False)
     nodes = [*prefixed.graph.node, *other.graph.node]
+    so_far: list[str] = []
     for index, name in enumerate(names):
         nodes.extend(_reductions(index, f"{_REFERENCE}{name}", name))
-    for statistic in _STATISTICS:
-        scalars = [f"{statistic}/{index}" for index in range(len(names))]
-        nodes.append(onnx.helper.make_node("Concat", scalars, [statistic], axis=0))
+        result = _RESULT if index == len(names) - 1 else f"statistics/{index}"
+        values = [f"{statistic}/{index}" for statistic in _STATISTICS]
+        nodes.append(onnx.helper.make_node("Concat", [*so_far, *values], [result], axis=0))
+        so_far = [result]
     vector = onnx.numpy_helper.from_array(np.array([1], np.int64), "statistics/vector")
     graph = onnx.helper.make_graph(
         nodes,
         "comparison",
         [value for value in reference.graph.input if value.name == INPUT_NAME],
-        [onnx.helper.make_tensor_value_info(name, _FLOAT, [len(names)]) for name in _STATISTICS],
+        [onnx.helper.make_tensor_value_info(_RESULT, _FLOAT, [len(names) * len(_STATISTICS)])],
         [*prefixed.graph.initializer, *other.graph.initializer, vector],
     )
     opset = onnx.helper.make_opsetid("", opset_of(reference))
