@@ -41,7 +41,14 @@ class _Radiograph:
 @click.command("segment")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the masks and overlays.",
+)
 @click.option("--target", metavar="NAME", help="Use the engine of this target and no other.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of one inference.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
