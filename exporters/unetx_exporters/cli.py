@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,12 @@ _TARGETS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu", "
     type=click.Path(path_type=Path),
     help="A .safetensors checkpoint or a state dict (.pt). Without it: the reference checkpoint.",
 )
-@click.option("--size", type=click.IntRange(16, 8192), default=512, show_default=True, help="Engine input in pixels.")
+@click.option(
+    "--size",
+    "size_px",
+    type=click.IntRange(16, 8192),
+    help="Engine input in pixels. Without it: the size that the checkpoint was trained at, or 512.",
+)
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
@@ -56,12 +61,20 @@ _TARGETS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu", "
     metavar="X.Y",
     help="CUDA compute capability to build for, such as 8.6; may be repeated. Without it: all that are offered.",
 )
+@click.option(
+    "--option",
+    "target_options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Setting of a single builder, such as tensorrt_max_batch=8; may be repeated.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Where the bundle shall appear.")
 @click.option("--archive", is_flag=True, help="Write the bundle as one file instead of a directory.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the phantoms.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def build(as_json: bool, **chosen: Any) -> None:
+@click.pass_context
+def build(context: click.Context, /, as_json: bool, **chosen: Any) -> None:
     """Turn a checkpoint into a bundle of verified engines.
 
     The checkpoint is exported to ONNX, converted to the precision, compiled for every target, compared with the
@@ -72,15 +85,14 @@ def build(as_json: bool, **chosen: Any) -> None:
     from unetx_opt.cli.output import echo_json, progress
 
     precision = Precision(chosen.pop("precision"))
-    size_px = chosen.pop("size")
     output = chosen.pop("output")
     if output is None:
         output = Path(f"{chosen['variant']}-{precision}" + (".unetx" if chosen["archive"] else ""))
     options = BuildOptions(
         precision=precision,
-        size_px=size_px,
         output=output,
-        command=tuple(Path(argument).name for argument in ("unetx-opt", *sys.argv[1:])),
+        target_options=dict(_read_option(text) for text in chosen.pop("target_options")),
+        command=tuple(context.find_root().obj or ("unetx-opt", "build")),
         **chosen,
     )
     with progress(enabled=not as_json) as display:
@@ -94,6 +106,16 @@ def build(as_json: bool, **chosen: Any) -> None:
         echo_json(result)
     else:
         _print(result)
+
+
+def _read_option(text: str) -> tuple[str, int | float | str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--option")
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return name, kind(value)
+    return name, value
 
 
 def _print(result: BuildResult) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Final
 
 from unetx_opt.errors import SpecError
 from unetx_opt.specs import InputContract, Precision
 
-__all__ = ["BuildOptions"]
+__all__ = ["DEFAULT_SIZE_PX", "BuildOptions"]
 
-DEFAULT_SIZE_PX = 512
+DEFAULT_SIZE_PX: Final = 512
+#: What names of `BuildOptions.target_options` begin with: the builder that reads and checks them.
+OPTION_PREFIXES: Final = ("tensorrt_",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +33,8 @@ class BuildOptions:
         Names of targets; empty for every target that this machine can build.
     checkpoint : pathlib.Path or None
         None takes the reference checkpoint that ships for the variant.
-    size_px : int
-        Height and width of the engine's input.
+    size_px : int or None
+        Height and width of the engine's input; None takes the size that the checkpoint was trained at, or 512.
     data : pathlib.Path or None
         Data folder whose validation split decides the gate; None decides it on procedural phantoms.
     split : str
@@ -39,12 +43,14 @@ class BuildOptions:
         "strict", "standard" or "off"; None takes the precision's default of `DEFAULT_GATES`.
     compute_capabilities : tuple of str
         CUDA compute capabilities such as "8.6"; empty for every one that the builder offers.
+    target_options : mapping of str to object
+        Settings of single builders, each named after it: "tensorrt_max_batch".
     archive : bool
         Pack the bundle into one file.
     overwrite : bool
         Replace an existing output.
     command : tuple of str
-        The command line, for the manifest; paths in it are cut to their file names.
+        The command line; the manifest holds it with every path cut to its file name.
     seed : int
         Of the phantoms and of the random inputs of the parity check.
     """
@@ -54,11 +60,12 @@ class BuildOptions:
     output: Path
     targets: tuple[str, ...] = ()
     checkpoint: Path | None = None
-    size_px: int = DEFAULT_SIZE_PX
+    size_px: int | None = None
     data: Path | None = None
     split: str = "validation"
     gate: str | None = None
     compute_capabilities: tuple[str, ...] = ()
+    target_options: Mapping[str, Any] = field(default_factory=dict)
     archive: bool = False
     overwrite: bool = False
     command: tuple[str, ...] = ()
@@ -67,7 +74,11 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if self.precision is Precision.INT8:
             raise SpecError("precision int8 is not part of this version: choose fp32 or fp16")
-        InputContract(height=self.size_px, width=self.size_px)
+        if self.size_px is not None:
+            InputContract(height=self.size_px, width=self.size_px)
+        foreign = [name for name in self.target_options if not name.startswith(OPTION_PREFIXES)]
+        if foreign:
+            raise SpecError(f"unknown option {foreign[0]}: expected a name that begins with {OPTION_PREFIXES[0]}")
 
     @property
     def gate_name(self) -> str:
@@ -76,4 +87,4 @@ class BuildOptions:
 
 
 #: Precision -> the gate that decides where none is asked for.
-DEFAULT_GATES = {Precision.FP32: "strict", Precision.FP16: "strict", Precision.INT8: "standard"}
+DEFAULT_GATES: Final = {Precision.FP32: "strict", Precision.FP16: "strict", Precision.INT8: "standard"}

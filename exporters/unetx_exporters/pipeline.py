@@ -14,7 +14,7 @@ from unetx_exporters.assembly import Findings, assemble_manifest, label_names
 from unetx_exporters.evaluation import BuiltEngine, Evaluation, GateSetup, evaluate_engines, name_engines
 from unetx_exporters.gate_images import GateImages, folder_gate_images, phantom_gate_images
 from unetx_exporters.graphs import GraphRequest, GraphSet, make_graphs
-from unetx_exporters.options import BuildOptions
+from unetx_exporters.options import DEFAULT_SIZE_PX, BuildOptions
 from unetx_exporters.request import BuildRequest
 from unetx_exporters.targets import TargetRow, choose_targets
 from unetx_opt.bundle.write import staged_bundle, write_bundle
@@ -133,15 +133,16 @@ def build_bundle(options: BuildOptions, report: Progress = _no_report) -> BuildR
     checkpoint = _read(options)
     host = probe_host()
     targets, skipped = choose_targets(options.targets, host)
-    images = _gate_images(options)
-    contract = InputContract(height=options.size_px, width=options.size_px, channels=checkpoint.spec.in_channels)
+    size_px = _choose_size(options, checkpoint)
+    contract = InputContract(height=size_px, width=size_px, channels=checkpoint.spec.in_channels)
+    images = _gate_images(options, size_px)
     with staged_bundle(options.output, archive=options.archive, overwrite=options.overwrite) as directory:
         with tempfile.TemporaryDirectory(prefix="unetx-build-") as scratch:
             build = _Build(options, checkpoint, contract, host, directory, report)
             findings = build.run(Path(scratch), targets, images, skipped)
         report("manifest", 0, 1)
         write_bundle(directory, assemble_manifest(options, checkpoint, contract, host, findings))
-    return _result(options, findings, time.monotonic() - started)
+    return _result(options, size_px, findings, time.monotonic() - started)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +186,7 @@ class _Build:
             directory=self.directory,
             layer_types=graphs.layer_types,
             compute_capabilities=self.options.compute_capabilities,
+            options=self.options.target_options,
         )
         records: list[EngineRecord] = []
         for index, row in enumerate(targets):
@@ -236,21 +238,23 @@ def _read(options: BuildOptions) -> Checkpoint:
     if variant.why_not is not None:
         raise SpecError(f"variant {variant.name} cannot be built: {variant.why_not}")
     path = options.checkpoint if options.checkpoint is not None else reference_checkpoint(options.variant)
-    checkpoint = read_checkpoint(path, variant=options.variant)
+    return read_checkpoint(path, variant=options.variant)
+
+
+def _choose_size(options: BuildOptions, checkpoint: Checkpoint) -> int:
+    size_px = options.size_px or checkpoint.trained_size_px or DEFAULT_SIZE_PX
     divisor = checkpoint.spec.divisor
-    if options.size_px % divisor:
-        nearest = max(1, round(options.size_px / divisor)) * divisor
-        raise SpecError(
-            f"size {options.size_px} is not a multiple of {divisor}, as this model needs: choose {nearest}"
-        )
-    return checkpoint
+    if size_px % divisor:
+        nearest = max(1, round(size_px / divisor)) * divisor
+        raise SpecError(f"size {size_px} is not a multiple of {divisor}, as this model needs: choose {nearest}")
+    return size_px
 
 
-def _gate_images(options: BuildOptions) -> GateImages | None:
+def _gate_images(options: BuildOptions, size_px: int) -> GateImages | None:
     if options.gate_name == "off":
         return None
     if options.data is None:
-        return phantom_gate_images(PHANTOM_COUNT, options.size_px, options.seed)
+        return phantom_gate_images(PHANTOM_COUNT, size_px, options.seed)
     images = folder_gate_images(options.data, options.split)
     if len(images) < MINIMUM_IMAGES:  # found before minutes of work, not after
         raise GateError(
@@ -281,7 +285,7 @@ def _keep_passing(engines: Sequence[BuiltEngine], evaluation: Evaluation) -> tup
     return tuple(kept)
 
 
-def _result(options: BuildOptions, findings: Findings, seconds: float) -> BuildResult:
+def _result(options: BuildOptions, size_px: int, findings: Findings, seconds: float) -> BuildResult:
     def summary(engine: BuiltEngine) -> EngineSummary:
         decision = findings.decisions.get(engine.name)
         record = engine.record
@@ -303,7 +307,7 @@ def _result(options: BuildOptions, findings: Findings, seconds: float) -> BuildR
         bundle=options.output,
         variant=options.variant,
         precision=options.precision.value,
-        size_px=options.size_px,
+        size_px=size_px,
         engines=tuple(summary(engine) for engine in findings.engines),
         skipped=findings.skipped,
         gate=options.gate_name,

@@ -28,7 +28,7 @@ from unetx_opt.cli.main import main
 from unetx_opt.errors import ExportError, GateError, SpecError, UnetxError
 from unetx_opt.imaging.phantom import chest_phantom
 from unetx_opt.imaging.preprocess import prepare_image
-from unetx_opt.models.checkpoint import load_model, read_checkpoint
+from unetx_opt.models.checkpoint import load_model, read_checkpoint, write_checkpoint
 from unetx_opt.runtime import open_bundle
 from unetx_opt.runtime.sessions.table import SESSIONS
 from unetx_opt.specs import EngineRecord, Host, Precision
@@ -208,6 +208,22 @@ def test_a_wrong_option_is_one_clear_line(
         build_bundle(options_for(tiny_checkpoint, tmp_path / "x", **changes))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "x").exists()
+
+
+def test_without_a_size_the_engine_reads_what_the_checkpoint_was_trained_at(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    model = load_model(read_checkpoint(tiny_checkpoint))
+    write_checkpoint(tmp_path / "c.safetensors", model, "attention", {"training": '{"size_px": 48}'})
+    options = options_for(
+        tmp_path / "c.safetensors", tmp_path / "x", targets=("onnxruntime-cpu",), gate="off", size_px=None
+    )
+    assert build_bundle(options).size_px == 48
+
+
+def test_a_setting_of_no_builder_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="unknown option batch"):
+        options_for(tiny_checkpoint, tmp_path / "x", target_options={"batch": 1})
 
 
 def test_int8_says_that_it_is_not_there_yet(tiny_checkpoint: Path, tmp_path: Path) -> None:

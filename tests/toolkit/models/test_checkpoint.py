@@ -46,6 +46,26 @@ def test_a_written_checkpoint_rebuilds_the_same_model(variant: str, tmp_path: Pa
         assert torch.equal(load_model(read)(image), model(image))
 
 
+def test_the_same_weights_are_the_same_bytes(tmp_path: Path) -> None:
+    metadata = {f"key {index}": "value" for index in range(12)}
+    written = set()
+    for attempt in range(4):
+        write_checkpoint(tmp_path / f"{attempt}.safetensors", make_model(), "unet", metadata)
+        written.add((tmp_path / f"{attempt}.safetensors").read_bytes())
+    assert len(written) == 1
+
+
+@pytest.mark.parametrize(
+    ("training", "size_px"),
+    [('{"size_px": 256}', 256), ('{"size_px": "256"}', None), ('{"size_px": 9}', None), ("[1]", None), ("{", None)],
+)
+def test_the_size_of_the_training_images_is_read_from_the_metadata(
+    training: str, size_px: int | None, tmp_path: Path
+) -> None:
+    write_checkpoint(tmp_path / "c.safetensors", make_model(), "unet", {"training": training})
+    assert read_checkpoint(tmp_path / "c.safetensors").trained_size_px == size_px
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("wrap", [None, "state_dict", "model"])
 def test_a_users_state_dict_is_read_and_its_spec_inferred(variant: str, wrap: str | None, tmp_path: Path) -> None:

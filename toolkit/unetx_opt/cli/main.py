@@ -97,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     try:
-        with command_line.make_context(_PROGRAM, arguments) as context:
+        # A command may record how it was called: the whole line is the context's object.
+        with command_line.make_context(_PROGRAM, list(arguments), obj=(_PROGRAM, *arguments)) as context:
             return _run(context, debug=context.params["debug"])
     except click.exceptions.Exit as end:
         return end.exit_code

@@ -37,14 +37,29 @@ __all__ = ["train"]
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Checkpoint (.safetensors).")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 @click.option("--overwrite", is_flag=True, help="Replace a checkpoint that is already there.")
-@click.option("--epochs", type=click.IntRange(1), default=40, show_default=True, help="At most.")
+@click.option(
+    "--epochs", type=click.IntRange(1), default=40, show_default=True, help="Passes over the data, at most."
+)
 @click.option("--patience", type=click.IntRange(1), default=10, show_default=True, help="Epochs without progress.")
 @click.option("--width", type=click.IntRange(1, 256), default=16, show_default=True, help="First-stage channels.")
-@click.option("--size", "size_px", type=click.IntRange(32, 2048), default=256, show_default=True, help="Pixels.")
-@click.option("--batch-size", type=click.IntRange(2), default=8, show_default=True)
-@click.option("--learning-rate", type=float, default=2e-3, show_default=True, help="Peak.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@click.option(
+    "--size",
+    "size_px",
+    type=click.IntRange(32, 2048),
+    default=256,
+    show_default=True,
+    help="Side of a view in pixels.",
+)
+@click.option("--batch-size", type=click.IntRange(2), default=8, show_default=True, help="Images a step.")
+@click.option("--learning-rate", type=float, default=2e-3, show_default=True, help="At its peak.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, order and views.")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="Arithmetic; the weights stay fp32. auto: bf16 where the device has it.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def train(*, data_folder: Path, output: Path, resume: bool, overwrite: bool, as_json: bool, **settings: Any) -> None:
     """Train a variant on a folder of images and masks.

@@ -21,7 +21,7 @@ from unetx_opt.models.fit import COUNTER, check_finite, check_fit
 from unetx_opt.models.state_dict import infer_spec, read_state_dict
 from unetx_opt.models.variants import get_variant
 from unetx_opt.optional import require
-from unetx_opt.specs import ModelSpec, model_spec_from_json, model_spec_to_json
+from unetx_opt.specs import MAX_SIDE_PX, ModelSpec, model_spec_from_json, model_spec_to_json
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +69,15 @@ class Checkpoint:
     sha256: str
     metadata: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
+
+    @property
+    def trained_size_px(self) -> int | None:
+        """Height and width of the training images, where the metadata says it."""
+        try:
+            size_px = json.loads(self.metadata.get("training", "{}")).get("size_px")
+        except (ValueError, AttributeError, RecursionError):
+            return None
+        return size_px if type(size_px) is int and 16 <= size_px <= MAX_SIDE_PX else None
 
 
 def reference_checkpoint(variant: str) -> Path:
@@ -124,7 +133,7 @@ def write_checkpoint(path: Path, model: UNet, variant: str, metadata: Mapping[st
         for name, value in model.state_dict().items()
         if not name.endswith(COUNTER)
     }
-    data: bytes = require("safetensors.torch", purpose="writing a checkpoint").save(tensors, metadata=header)
+    data = _order_header(require("safetensors.torch", purpose="writing a checkpoint").save(tensors, metadata=header))
     write_file(path, data)
     return hashlib.sha256(data).hexdigest()
 
@@ -164,6 +173,16 @@ def load_model(checkpoint: Checkpoint) -> UNet:
     model = build_model(checkpoint.spec)
     model.load_state_dict({**_counters(model), **checkpoint.tensors}, strict=True)
     return model.eval()
+
+
+def _order_header(data: bytes) -> bytes:
+    """Sort the metadata, which the library writes in a random order: the same weights are the same bytes."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    encoded = json.dumps(header, separators=(",", ":")).encode("ascii")
+    encoded += b" " * (-len(encoded) % 8)  # the format aligns the tensors behind it
+    return len(encoded).to_bytes(8, "little") + encoded + data[8 + length :]
 
 
 def _counters(model: UNet) -> dict[str, torch.Tensor]:
