@@ -138,19 +138,20 @@ def test_precision_changes_the_bytes_and_not_the_operations(trace: Callable[...,
     assert 0.5 < half_count.bytes_moved / single_count.bytes_moved < 0.6
 
 
-@pytest.mark.timeout(120)
-def test_the_default_unet_takes_24_gflop_at_512_pixels(make_model: Callable[..., Any]) -> None:
-    traced = trace_onnx(make_model("unet", width=16, depth=4), 512, 512)
-    count = count_operations(traced.model, 512, 512)
-    convolutions = count.by_op_type["Conv"] + count.by_op_type["ConvTranspose"]
-    assert convolutions == pytest.approx(24.1e9, rel=2e-3)
-    assert count.total_flop < 1.01 * convolutions
-    assert count.parameters == pytest.approx(1.94e6, rel=1e-2)
-
-
-def test_adding_skips_with_attention_saves_a_fifth_of_the_operations(trace: Callable[..., Any]) -> None:
-    plain, attention = (count_operations(trace(variant)[1].model).total_flop for variant in ("unet", "attention"))
-    assert 0.7 < attention / plain < 0.95
+def test_the_default_graphs_take_24_and_19_gflop_at_512_pixels(make_model: Callable[..., Any]) -> None:
+    counts = {
+        variant: count_operations(trace_onnx(make_model(variant, width=16, depth=4), 512, 512).model, 512, 512)
+        for variant in ("unet", "attention")
+    }
+    convolutions = {
+        variant: count.by_op_type["Conv"] + count.by_op_type["ConvTranspose"] for variant, count in counts.items()
+    }
+    assert convolutions["unet"] == pytest.approx(24.1e9, rel=2e-3)
+    assert convolutions["attention"] == pytest.approx(19.4e9, rel=2e-3)
+    assert counts["unet"].total_flop < 1.01 * convolutions["unet"]
+    assert counts["unet"].parameters == pytest.approx(1.94e6, rel=1e-2)
+    # What the attention variant promises, everything that its gates compute included.
+    assert counts["attention"].total_flop <= 0.85 * counts["unet"].total_flop
 
 
 def test_another_size_than_the_traced_one_is_an_error(trace: Callable[..., Any]) -> None:
