@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -147,9 +148,8 @@ def _choose_kept(graph: onnx.ModelProto, contract: InputContract) -> tuple[KeptL
 
 def _count_operations(graph: onnx.ModelProto, spec: ModelSpec, contract: InputContract) -> Operations:
     from unetx_exporters.onnx.operations import count_operations
-    from unetx_exporters.onnx.trace import trace_onnx
-    from unetx_opt.models.unet import build_model
 
+    own = count_operations(graph, contract.height, contract.width)
     baseline_spec = variant_spec(
         "unet",
         width=spec.width,
@@ -158,18 +158,26 @@ def _count_operations(graph: onnx.ModelProto, spec: ModelSpec, contract: InputCo
         num_classes=spec.num_classes,
         upsampling=spec.upsampling,
     )
-    own = count_operations(graph, contract.height, contract.width)
-    baseline = own
-    if spec != baseline_spec:
-        traced = trace_onnx(build_model(baseline_spec), contract.height, contract.width)
-        baseline = count_operations(traced.model, contract.height, contract.width)
+    baseline_flop = (
+        own.total_flop if spec == baseline_spec else _count_flop(baseline_spec, contract.height, contract.width)
+    )
     return Operations(
         flop=own.total_flop,
-        baseline_flop=baseline.total_flop,
-        ratio=own.total_flop / baseline.total_flop,
+        baseline_flop=baseline_flop,
+        ratio=own.total_flop / baseline_flop,
         by_type=dict(own.by_op_type),
         parameters=own.parameters,
     )
+
+
+@functools.cache
+def _count_flop(spec: ModelSpec, height: int, width: int) -> int:
+    """Trace a model with random weights, and count its operations."""
+    from unetx_exporters.onnx.operations import count_operations
+    from unetx_exporters.onnx.trace import trace_onnx
+    from unetx_opt.models.unet import build_model
+
+    return count_operations(trace_onnx(build_model(spec), height, width).model, height, width).total_flop
 
 
 def _write(path: Path, graph: onnx.ModelProto) -> Path:

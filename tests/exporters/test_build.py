@@ -254,9 +254,9 @@ def test_a_build_that_is_killed_leaves_nothing_at_the_output(tiny_checkpoint: Pa
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     chance = random.Random(0)
     killed = 0
-    for _ in range(5):
+    for _ in range(4):
         process = subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + chance.uniform(0.5, 14.0)
+        deadline = time.monotonic() + chance.uniform(0.5, 12.0)
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         if process.poll() is None:
