@@ -12,7 +12,7 @@ from unetx_opt.models.variants import VARIANTS
 from unetx_opt.specs import Precision
 
 if TYPE_CHECKING:
-    from unetx_exporters.pipeline import BuildResult
+    from unetx_exporters.result import BuildResult
 
 _TARGETS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu", "openvino-cpu")
 
@@ -69,6 +69,12 @@ _TARGETS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu", "
     help="Setting of a single builder, such as tensorrt_max_batch=8; may be repeated.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Where the bundle shall appear.")
+@click.option(
+    "--pictures/--no-pictures",
+    default=True,
+    show_default=True,
+    help="Show the worst gate images in the evidence. With --data these are pictures of patients.",
+)
 @click.option("--archive", is_flag=True, help="Write the bundle as one file instead of a directory.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the phantoms.")

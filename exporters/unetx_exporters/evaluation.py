@@ -81,12 +81,15 @@ class GateSetup:
         Root of the staged bundle.
     report : callable
         Progress: stage, done, total.
+    worst_cases : int
+        How many images of each engine are kept for pictures.
     """
 
     name: str
     class_names: tuple[str, ...]
     directory: Path
     report: Progress
+    worst_cases: int = 4
 
 
 def name_engines(records: Sequence[EngineRecord], graph: Path, host: Host) -> tuple[BuiltEngine, ...]:
@@ -158,7 +161,7 @@ def evaluate_engines(
         done += 1
         gate.report("gate", done, len(images))
 
-    options = DriftOptions(class_names=gate.class_names, progress=progress)
+    options = DriftOptions(class_names=gate.class_names, worst_cases=gate.worst_cases, progress=progress)
     with contextlib.ExitStack() as stack:
         candidates = {name: stack.enter_context(opened) for name, opened in _open_all(engines, gate.directory)}
         measurement = measure_drift(torch_reference(model), candidates, images, contract, options)

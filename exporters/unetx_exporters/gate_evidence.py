@@ -68,6 +68,8 @@ class GateReport:
         The images, by hash.
     targets : tuple of TargetEvidence
         At least one, all decided by `gate`.
+    pictures : bool
+        Whether the page shows parts of the images.
     """
 
     gate: str
@@ -77,6 +79,7 @@ class GateReport:
     note: str
     images: tuple[MeasuredImage, ...]
     targets: tuple[TargetEvidence, ...]
+    pictures: bool = True
 
     def __post_init__(self) -> None:
         if not self.targets:

@@ -226,6 +226,8 @@ def _images_section(report: GateReport) -> str:
 
 def _case_sections(report: GateReport) -> list[str]:
     """Pictures of those that passed and of those that failed, apart: a failure must not hide what is shipped."""
+    if not report.pictures:
+        return ["<h2>Worst images</h2>\n<p>Pictures were left out of this page when it was made.</p>"]
     sections = []
     for passed, title in ((True, "Worst images of what passed"), (False, "Worst images of what failed")):
         targets = [target for target in report.targets if target.decision.passed is passed]

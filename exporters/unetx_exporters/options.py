@@ -45,6 +45,8 @@ class BuildOptions:
         CUDA compute capabilities such as "8.6"; empty for every one that the builder offers.
     target_options : mapping of str to object
         Settings of single builders, each named after it: "tensorrt_max_batch".
+    pictures : bool
+        Show parts of the worst gate images in the evidence; with `data`, these are pictures of its patients.
     archive : bool
         Pack the bundle into one file.
     overwrite : bool
@@ -66,6 +68,7 @@ class BuildOptions:
     gate: str | None = None
     compute_capabilities: tuple[str, ...] = ()
     target_options: Mapping[str, Any] = field(default_factory=dict)
+    pictures: bool = True
     archive: bool = False
     overwrite: bool = False
     command: tuple[str, ...] = ()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from unetx_exporters.assembly import Findings, assemble_manifest, label_names
 from unetx_exporters.evaluation import BuiltEngine, Evaluation, GateSetup, evaluate_engines, name_engines
@@ -16,6 +16,7 @@ from unetx_exporters.gate_images import GateImages, folder_gate_images, phantom_
 from unetx_exporters.graphs import GraphRequest, GraphSet, make_graphs
 from unetx_exporters.options import DEFAULT_SIZE_PX, BuildOptions
 from unetx_exporters.request import BuildRequest
+from unetx_exporters.result import BuildResult, summarize_build
 from unetx_exporters.targets import TargetRow, choose_targets
 from unetx_opt.bundle.write import staged_bundle, write_bundle
 from unetx_opt.errors import ExportError, GateError, SpecError
@@ -25,7 +26,7 @@ from unetx_opt.models.variants import get_variant
 from unetx_opt.runtime.host import probe_host
 from unetx_opt.specs import EngineRecord, Host, InputContract
 
-__all__ = ["BuildResult", "EngineSummary", "build_bundle"]
+__all__ = ["build_bundle"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -33,74 +34,8 @@ Progress = Callable[[str, int, int], None]
 PHANTOM_COUNT = 24
 _CARD_NAME = "model-card.md"
 _EVIDENCE = "evidence"
+_PICTURES = 4
 _GATE_PAGE = f"{_EVIDENCE}/gate.html"
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSummary:
-    """One engine of a finished build, for a person or a script.
-
-    Attributes
-    ----------
-    target : str
-        Name of the target.
-    files : tuple of str
-        Names in the bundle.
-    storage_dtype, compute_dtype : str
-        Type of the stored weights and of the arithmetic.
-    compute_capabilities : tuple of str
-        CUDA devices that it runs on; empty for a CPU engine.
-    gate : str or None
-        Name of the gate that it passed; None where the gate was off.
-    evaluated : str or None
-        "engine", or "graph" where the engine cannot run on the machine that built it.
-    """
-
-    target: str
-    files: tuple[str, ...]
-    storage_dtype: str
-    compute_dtype: str
-    compute_capabilities: tuple[str, ...]
-    gate: str | None
-    evaluated: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class BuildResult:
-    """A finished build.
-
-    Attributes
-    ----------
-    bundle : pathlib.Path
-        Where it is.
-    variant, precision : str
-        What was asked for.
-    size_px : int
-        Height and width of the engine's input.
-    engines : tuple of EngineSummary
-        In the order in which the runtime would take them within a target.
-    skipped : mapping of str to str
-        Target -> why it was not built.
-    gate : str
-        Name of the gate, or "off".
-    gate_data : str or None
-        What it was decided on.
-    gate_report : str or None
-        The page with the evidence; inside the bundle.
-    seconds : float
-        Duration of the build.
-    """
-
-    bundle: Path
-    variant: str
-    precision: str
-    size_px: int
-    engines: tuple[EngineSummary, ...]
-    skipped: Mapping[str, str]
-    gate: str
-    gate_data: str | None
-    gate_report: str | None
-    seconds: float
 
 
 def _no_report(stage: str, done: int, total: int) -> None:
@@ -142,7 +77,8 @@ def build_bundle(options: BuildOptions, report: Progress = _no_report) -> BuildR
             findings = build.run(Path(scratch), targets, images, skipped)
         report("manifest", 0, 1)
         write_bundle(directory, assemble_manifest(options, checkpoint, contract, host, findings))
-    return _result(options, size_px, findings, time.monotonic() - started)
+    page = None if images is None else _GATE_PAGE
+    return summarize_build(options, size_px, findings, page, time.monotonic() - started)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +107,13 @@ class _Build:
         card = self._copy_card()
         if images is None:
             return Findings(graphs, engines, skipped=skipped, model_card=card)
-        setup = GateSetup(self.options.gate_name, label_names(self.checkpoint)[1:], self.directory, self.report)
+        setup = GateSetup(
+            name=self.options.gate_name,
+            class_names=label_names(self.checkpoint)[1:],
+            directory=self.directory,
+            report=self.report,
+            worst_cases=_PICTURES if self.options.pictures else 0,
+        )
         evaluation = evaluate_engines(engines, model, images, self.contract, setup)
         kept = _keep_passing(engines, evaluation)
         self._write_evidence(evaluation, engines, kept, images)
@@ -230,6 +172,7 @@ class _Build:
             notes,
             left_out=[engine.name for engine in engines if engine not in kept],
         )
+        evidence = dataclasses.replace(evidence, pictures=self.options.pictures)
         write_gate_report(self.directory / _EVIDENCE, evidence)
 
 
@@ -283,35 +226,3 @@ def _keep_passing(engines: Sequence[BuiltEngine], evaluation: Evaluation) -> tup
     if not kept:
         raise ExportError("no engine was built")
     return tuple(kept)
-
-
-def _result(options: BuildOptions, size_px: int, findings: Findings, seconds: float) -> BuildResult:
-    def summary(engine: BuiltEngine) -> EngineSummary:
-        decision = findings.decisions.get(engine.name)
-        record = engine.record
-        gate: dict[str, Any] = {"gate": None, "evaluated": None}
-        if decision is not None:
-            gate = {"gate": decision.name, "evaluated": "engine" if engine.why_graph is None else "graph"}
-        return EngineSummary(
-            target=record.target,
-            files=record.files,
-            storage_dtype=record.storage_dtype,
-            compute_dtype=record.compute_dtype,
-            compute_capabilities=record.compute_capabilities,
-            **gate,
-        )
-
-    images = findings.images
-    page = None if images is None else _GATE_PAGE
-    return BuildResult(
-        bundle=options.output,
-        variant=options.variant,
-        precision=options.precision.value,
-        size_px=size_px,
-        engines=tuple(summary(engine) for engine in findings.engines),
-        skipped=findings.skipped,
-        gate=options.gate_name,
-        gate_data=None if images is None else images.data,
-        gate_report=page if page is None or options.archive else str(options.output / page),
-        seconds=round(seconds, 1),
-    )

@@ -20,8 +20,9 @@ from onnx import numpy_helper
 
 from unetx_exporters.onnxruntime import build as ort_build
 from unetx_exporters.options import BuildOptions
-from unetx_exporters.pipeline import BuildResult, build_bundle
+from unetx_exporters.pipeline import build_bundle
 from unetx_exporters.request import BuildRequest
+from unetx_exporters.result import BuildResult
 from unetx_exporters.targets import TARGETS, choose_targets
 from unetx_opt.bundle.open import open_verified
 from unetx_opt.cli.main import main

@@ -294,6 +294,12 @@ def test_an_alternative_that_fails_and_is_left_out_does_not_fail_the_bundle():
     assert [target["kept"] for target in report_to_json(kept)["targets"]] == [True, False]
 
 
+def test_a_page_without_pictures_says_so_and_holds_none():
+    page = render_gate_html(dataclasses.replace(report(shifts=(0, 1)), pictures=False))
+    assert "Pictures were left out" in page
+    assert "data:image" not in page.partition("<body>")[2]
+
+
 def test_a_bundle_that_keeps_no_engine_does_not_pass():
     whole = report()
     assert not dataclasses.replace(
