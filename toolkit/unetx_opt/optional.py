@@ -17,6 +17,7 @@ EXTRAS: Mapping[str, str] = MappingProxyType(
         "cuda": "cuda",
         "cyclonedx": "export",
         "imagecodecs": "dicom",
+        "numba": "crf",
         "onnx": "export",
         "onnxruntime": "cpu",
         "onnxscript": "export",
