@@ -1,0 +1,1 @@
+"""Mean-field inference in the fully connected CRF of Krähenbühl & Koltun 2011."""
