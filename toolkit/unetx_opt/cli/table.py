@@ -32,6 +32,7 @@ class CommandRow:
 COMMANDS: Mapping[str, CommandRow] = MappingProxyType(
     {
         "train": CommandRow("unetx_opt.cli.train:train", "Train a variant on a folder of images and masks."),
+        "evaluate": CommandRow("unetx_opt.cli.evaluate:evaluate", "Compare masks with those of a data set."),
         "build": CommandRow("unetx_exporters.cli:build", "Turn a checkpoint into a bundle of engines."),
         "inspect": CommandRow("unetx_opt.cli.inspect:inspect", "Show what a bundle holds."),
         "verify": CommandRow("unetx_opt.cli.verify:verify", "Check every byte of a bundle and run it."),

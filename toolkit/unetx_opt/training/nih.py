@@ -11,7 +11,8 @@ With the lists, the official test images are the test split, and the patients of
 train, calibration and validation; without them the patients are divided among all four. A patient's place is chosen
 by `unetx_opt.training.datasets.split_of_name` of the patient number, so it never changes when images come or go.
 
-Memory holds names, offsets and patients, no row of a table and no image: about 40 MB for all 112,120 images.
+Memory holds names and offsets, no row of a table and no image: measured for all 112,120 images, 24 MB, and 43 MB
+while the folder is opened.
 """
 
 from __future__ import annotations
