@@ -236,8 +236,10 @@ def test_organs_are_evaluated_on_chest_xray14(tmp_path: Path, capsys: pytest.Cap
     for index, name in enumerate(names):
         Image.fromarray(chest_phantom(index, size_px=64)[0]).save(tmp_path / "images" / name)
     four = make_checkpoint(tmp_path / "four.safetensors", num_classes=4)
-    out = tmp_path / "out"
-    document = run_json(capsys, "--checkpoint", four, "--data", tmp_path, "--save-masks", out)
+    out = tmp_path.parent / f"{tmp_path.name}-masks"
+    (tmp_path / "other.csv").write_text("\n".join((columns, *rows[:1])) + "\n")
+    table = ("--masks", tmp_path / "masks.csv", "--minimum-dice", "0.9")
+    document = run_json(capsys, "--checkpoint", four, "--data", tmp_path, "--save-masks", out, *table)
     assert document["n"] == 3
     assert list(document["classes"]) == ["left lung", "right lung", "heart"]
     truth = np.zeros(64 * 64, dtype=np.uint8)
@@ -265,6 +267,16 @@ def test_bad_usage_is_named(
 ) -> None:
     assert main(["evaluate", *arguments, "--data", str(phantoms)]) == exit_code
     assert message in capsys.readouterr().err
+
+
+def test_masks_are_never_saved_over_those_of_the_data(
+    phantoms: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (phantoms / "masks" / "0.png").read_bytes()
+    arguments = ["--checkpoint", checkpoint, "--data", phantoms, "--save-masks", phantoms / "images" / ".." / "masks"]
+    assert main(["evaluate", *map(str, arguments)]) == 2
+    assert "inside --data" in capsys.readouterr().err
+    assert (phantoms / "masks" / "0.png").read_bytes() == before
 
 
 def test_data_that_does_not_fit_is_named(

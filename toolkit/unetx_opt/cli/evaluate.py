@@ -41,6 +41,8 @@ class _Request:
     target: str | None
     threads: int | None
     partial: bool
+    minimum_dice: float
+    masks: Path | None
     save_masks: Path | None
     as_json: bool
 
@@ -69,6 +71,19 @@ class _Predictor:
 @click.option("--target", metavar="NAME", help="Use the bundle's engine of this target and no other.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of one inference.")
 @click.option("--partial", is_flag=True, help="ChestX-ray14: leave out images without a file or a mask.")
+@click.option(
+    "--minimum-dice",
+    type=click.FloatRange(0, 1),
+    default=0.7,
+    show_default=True,
+    help="ChestX-ray14: leave out masks that CheXmask itself estimates worse.",
+)
+@click.option(
+    "--masks",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="ChestX-ray14: the CheXmask table, where the folder holds none or several.",
+)
 @click.option("--save-masks", metavar="DIR", type=click.Path(path_type=Path, file_okay=False), help="Keep the masks.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def evaluate(**given: Any) -> None:
@@ -100,6 +115,13 @@ def _check_usage(request: _Request) -> None:
         raise click.UsageError("--size is for a checkpoint: a bundle's engines have their size.")
     if request.checkpoint is not None and request.target is not None:
         raise click.UsageError("--target is for a bundle.")
+    if request.save_masks is not None and _is_inside(request.save_masks, request.data):
+        # The names are those of the images: the masks that are compared with would be replaced.
+        raise click.UsageError("--save-masks is inside --data: choose a folder elsewhere.")
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _open_predictor(request: _Request) -> AbstractContextManager[_Predictor]:
@@ -176,7 +198,8 @@ def _open_dataset(request: _Request, label_count: int) -> FolderDataset | NihDat
     from unetx_opt.training.nih import LABEL_SETS, NihDataset, NihOptions, open_dataset
 
     labels = next((name for name, names in LABEL_SETS.items() if len(names) == label_count), "lungs")
-    dataset = open_dataset(request.data, request.split, NihOptions(labels=labels, partial=request.partial))
+    options = NihOptions(labels, request.minimum_dice, request.partial, request.masks)
+    dataset = open_dataset(request.data, request.split, options)
     offered = len(dataset.label_names) if isinstance(dataset, NihDataset) else 2
     if offered != label_count:
         raise DataError(

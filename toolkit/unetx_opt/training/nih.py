@@ -228,7 +228,7 @@ def _is_good(table: CheXmaskTable, name: str, minimum_dice: float) -> bool:
 def _refuse_missing(names: list[str], what: str) -> None:
     if names:
         raise DataError(
-            f"{len(names)} images {what}, beginning with {names[0]}: add them, or ask for a partial data set"
+            f"{len(names)} images {what}, beginning with {names[0]}: add them, or leave such images out (--partial)"
         )
 
 
