@@ -45,7 +45,9 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def make_checkpoint(path: Path, *, num_classes: int = 1, head_bias: float | None = None) -> Path:
+def make_checkpoint(
+    path: Path, *, variant: str = "unet", num_classes: int = 1, head_bias: float | None = None
+) -> Path:
     """A network that was never trained, with as many pixels of each class: figures need errors of every kind."""
     from unetx_opt.models.checkpoint import write_checkpoint
     from unetx_opt.models.unet import build_model
@@ -66,7 +68,7 @@ def make_checkpoint(path: Path, *, num_classes: int = 1, head_bias: float | None
         last.bias -= model(image)[0].flatten(1).median(dim=1).values
         if head_bias is not None:
             last.bias.fill_(head_bias)
-    write_checkpoint(path, model, "unet", {"training": json.dumps({"size_px": SIDE})})
+    write_checkpoint(path, model, variant, {"training": json.dumps({"size_px": SIDE})})
     return path
 
 
@@ -293,6 +295,14 @@ def test_data_that_does_not_fit_is_named(
         captured = capsys.readouterr()
         assert message in captured.err
         assert captured.out == ""
+
+
+def test_a_variant_whose_masks_need_another_step_is_refused(
+    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make_checkpoint(tmp_path / "crf.safetensors", variant="crf")
+    assert main(["evaluate", "--checkpoint", str(path), "--data", str(phantoms)]) == 1
+    assert "dense_crf" in capsys.readouterr().err
 
 
 def test_help_imports_nothing_heavy() -> None:

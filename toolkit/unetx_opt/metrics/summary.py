@@ -28,10 +28,10 @@ METRICS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "accuracy": "pixel accuracy",
         "balanced_accuracy": "class-balanced accuracy",
-        "miou": "mean IoU, background included",
+        "miou": "mean IoU with background",
         "dice": "Dice",
-        "hd95_px": "95 % Hausdorff distance (px)",
-        "assd_px": "average surface distance (px)",
+        "hd95_px": "Hausdorff 95 % (px)",
+        "assd_px": "surface distance (px)",
     }
 )
 #: Figures of one class of an image: fields of `ClassScore`.
