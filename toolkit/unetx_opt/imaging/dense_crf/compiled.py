@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from unetx_opt.imaging.dense_crf import loops
 from unetx_opt.optional import require
 
 __all__ = ["Loops", "compiled_loops"]
 
-_COMPILER: Final = "numba"
 # No assumption about NaN or infinity is among these: the inputs are checked, but a wrong guess would be silent.
 _MATHEMATICS = frozenset({"contract", "reassoc", "nsz", "arcp"})
 
@@ -45,7 +44,7 @@ def compiled_loops() -> Loops:
     MissingPackageError
         The compiler is not installed.
     """
-    numba = require(_COMPILER, purpose="the CRF's grid backend")
+    numba = require("numba", purpose="the CRF's grid backend")
 
     def compiled(name: str) -> Loop:
         settings = {"nogil": True, "error_model": "numpy", "fastmath": set(_MATHEMATICS)}
