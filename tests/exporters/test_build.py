@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -264,11 +265,10 @@ def test_a_build_that_is_killed_leaves_nothing_at_the_output(tiny_checkpoint: Pa
             process.send_signal(signal.SIGKILL)
             process.wait()
             killed += 1
-            assert not output.exists()
-        else:  # a fast machine: it was done, and then it is whole
+        if output.exists():  # it was done before the signal came: then the bundle is whole
             with open_verified(output):
                 pass
-            break
+            shutil.rmtree(output)
     assert killed, "no build lived long enough to be killed"
     build_bundle(options_for(tiny_checkpoint, output, targets=("onnxruntime-cpu",), gate="off", overwrite=True))
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
