@@ -163,6 +163,8 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = torch.from_numpy(np.stack([prepare_image(pixels, contract)[0] for pixels, _ in pairs]))
     masks = torch.from_numpy(np.stack([mask for _, mask in pairs]).astype(np.float32))[:, None]
     torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tensors this small are slower on more, and much slower on a busy machine
     model = build_model(variant_spec("attention", width=4, depth=3))
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     for _ in range(80):
@@ -171,6 +173,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    torch.set_num_threads(threads)
     path = tmp_path_factory.mktemp("tiny") / "tiny.safetensors"
     write_checkpoint(path, model.eval(), "attention")
     return path
