@@ -1,0 +1,118 @@
+// As much of CUDA as the kernels use, on one host thread: every CUDA thread of a block is a fiber with a stack of its
+// own that runs until its next __syncthreads(), in turns whose order is reversed after every barrier. A barrier
+// that is missing therefore shows as a wrong result in every run, and one that some threads do not reach ends the run.
+// Blocks run one after another.
+#pragma once
+#define UNETX_HOST_SHIM
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include <sanitizer/common_interface_defs.h>
+#include <ucontext.h>
+
+using std::size_t;
+
+#define __global__
+#define __device__
+#define __shared__ static
+#define __launch_bounds__(threads)
+
+struct float2 { float x, y; };
+struct half { _Float16 value; };
+struct half2 { half x, y; };
+struct dim3 { unsigned x = 1, y = 1, z = 1; };
+
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float __half2float(half value) { return static_cast<float>(value.value); }
+inline half __float2half_rn(float value) { return {static_cast<_Float16>(value)}; }
+inline float2 __half22float2(half2 value) { return {__half2float(value.x), __half2float(value.y)}; }
+inline half2 __halves2half2(half x, half y) { return {x, y}; }
+
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace host {
+
+constexpr size_t STACK_BYTES = 256 * 1024;
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack{new char[STACK_BYTES]};
+  void* shadow = nullptr;
+  bool done = false;
+};
+
+inline std::vector<Fiber> fibers;
+inline ucontext_t scheduler;
+inline void* scheduler_shadow = nullptr;
+inline const void* scheduler_stack = nullptr;
+inline size_t scheduler_stack_bytes = 0;
+inline int current = 0;
+inline std::function<void()> body;
+
+inline void to_scheduler(Fiber& fiber) {
+  __sanitizer_start_switch_fiber(fiber.done ? nullptr : &fiber.shadow, scheduler_stack, scheduler_stack_bytes);
+  swapcontext(&fiber.context, &scheduler);
+  __sanitizer_finish_switch_fiber(fiber.shadow, nullptr, nullptr);
+}
+
+inline void enter() {
+  __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
+  body();
+  Fiber& fiber = fibers[current];
+  fiber.done = true;
+  to_scheduler(fiber);
+}
+
+inline void resume(int thread) {
+  Fiber& fiber = fibers[thread];
+  current = thread;
+  threadIdx = {thread % blockDim.x, thread / blockDim.x % blockDim.y, thread / blockDim.x / blockDim.y};
+  __sanitizer_start_switch_fiber(&scheduler_shadow, fiber.stack.get(), STACK_BYTES);
+  swapcontext(&scheduler, &fiber.context);
+  __sanitizer_finish_switch_fiber(scheduler_shadow, nullptr, nullptr);
+}
+
+inline void run_block() {
+  const int threads = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
+  for (Fiber& fiber : fibers) {
+    fiber.done = false;
+    fiber.shadow = nullptr;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = STACK_BYTES;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, enter, 0);
+  }
+  for (bool backwards = false;; backwards = !backwards) {
+    int done = 0;
+    for (int turn = 0; turn < threads; ++turn) {
+      const int thread = backwards ? threads - 1 - turn : turn;
+      resume(thread);
+      done += fibers[thread].done;
+    }
+    if (done == threads) return;
+    if (done != 0) {
+      std::fprintf(stderr, "barrier: %d of %d threads ended while the others wait\n", done, threads);
+      std::exit(97);
+    }
+  }
+}
+
+inline void launch(dim3 grid, dim3 block, std::function<void()> kernel) {
+  body = std::move(kernel);
+  gridDim = grid;
+  blockDim = block;
+  fibers = std::vector<Fiber>(block.x * block.y * block.z);
+  for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z)
+    for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y)
+      for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) run_block();
+}
+
+}  // namespace host
+
+inline void __syncthreads() { host::to_scheduler(host::fibers[host::current]); }
