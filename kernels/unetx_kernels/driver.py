@@ -1,0 +1,176 @@
+"""The CUDA driver: the only importer of pycuda.
+
+Nothing happens at import. `primary_context` retains the context that PyTorch uses too, so that tensors of either are
+valid in both; `device_array` takes a tensor by its pointer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from unetx_kernels.errors import KernelError
+
+__all__ = ["DeviceArray", "Gpu", "device_array", "primary_context", "why_not"]
+
+_MODULE: Final = "pycuda.driver"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceArray:
+    """Memory of a GPU that belongs to somebody else.
+
+    Attributes
+    ----------
+    pointer : int
+        Address on the device; 0 where there is no tensor.
+    shape : tuple of int
+        (N, C, H, W) for four axes, whatever the layout.
+    dtype : str
+        "f32" or "f16".
+    channels_last : bool
+        Whether it lies in memory as (N, H, W, C).
+    """
+
+    pointer: int
+    shape: tuple[int, ...]
+    dtype: str
+    channels_last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU whose primary context is current.
+
+    Attributes
+    ----------
+    name : str
+        As the driver calls it.
+    architecture : str
+        "sm_86".
+    driver_version : int
+        Of the CUDA driver API, 13000 for 13.0.
+    """
+
+    name: str
+    architecture: str
+    driver_version: int
+    _driver: Any
+
+    def load(self, binary: bytes) -> Any:
+        """Load a cubin or PTX; the result has ``get_function(name)`` and lives as long as it is referred to."""
+        return self._driver.module_from_buffer(binary)
+
+    def stream(self, handle: int | None = None) -> Any:
+        """Make a stream, or wrap one by its handle: ``torch.cuda.current_stream().cuda_stream``."""
+        return self._driver.Stream() if handle is None else _BorrowedStream(handle)
+
+    def launch(
+        self, function: Any, grid: int, block: tuple[int, int], arguments: Sequence[Any], stream: Any = None
+    ) -> None:
+        """Start a kernel. Its arguments are `DeviceArray`, None for a null pointer, int and float."""
+        function(*map(_argument, arguments), grid=(grid, 1, 1), block=(*block, 1), stream=stream)
+
+
+class _BorrowedStream:
+    """What pycuda reads of a stream; the handle stays its owner's."""
+
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
+
+
+def why_not(device: int = 0) -> str | None:
+    """Return why no kernel can run on this host, or None where one can."""
+    if importlib.util.find_spec("pycuda") is None:
+        return "pycuda is not installed: run pip install 'unetx-opt[cuda]'"
+    try:
+        driver = importlib.import_module(_MODULE)
+        driver.init()
+        count = driver.Device.count()
+    except ImportError as error:
+        return f"no NVIDIA driver ({error}): install one that offers CUDA 12 or later"
+    except Exception as error:  # pycuda's own errors have no common base that can be named without it
+        return f"no usable NVIDIA GPU ({error}): see what nvidia-smi says"
+    return None if device < count else f"no GPU {device}: this host has {count}"
+
+
+@contextlib.contextmanager
+def primary_context(device: int = 0) -> Iterator[Gpu]:
+    """Make the primary context of a GPU current in this thread, and give it back at the end.
+
+    Raises
+    ------
+    KernelError
+        No kernel can run here; the message is that of `why_not`.
+    """
+    reason = why_not(device)
+    if reason is not None:
+        raise KernelError(reason)
+    driver = importlib.import_module(_MODULE)
+    gpu = driver.Device(device)
+    major, minor = gpu.compute_capability()
+    context = gpu.retain_primary_context()
+    context.push()
+    try:
+        yield Gpu(gpu.name(), f"sm_{major}{minor}", driver.get_driver_version(), driver)
+    finally:
+        driver.Context.pop()
+        context.detach()
+
+
+def device_array(tensor: Any) -> DeviceArray:
+    """Take a tensor on the GPU by its pointer, without a copy; the caller keeps it alive.
+
+    Parameters
+    ----------
+    tensor : object
+        Anything with ``__cuda_array_interface__``: a CUDA tensor of PyTorch, an array of CuPy; float32 or float16,
+        dense, (N, C, H, W) contiguous or channels-last, or of one axis.
+
+    Raises
+    ------
+    KernelError
+        It is on no GPU, of another type, or has gaps.
+    """
+    interface = getattr(tensor, "__cuda_array_interface__", None)
+    if interface is None:
+        raise KernelError(f"a {type(tensor).__name__} is not on a GPU: move it there first, tensor.cuda()")
+    dtype = {"<f4": "f32", "<f2": "f16"}.get(interface["typestr"])
+    if dtype is None:
+        raise KernelError(f"tensor is of type {interface['typestr']}, expected float32 or float16")
+    shape = tuple(int(length) for length in interface["shape"])
+    itemsize = 4 if dtype == "f32" else 2
+    strides = interface.get("strides")
+    rows = _dense_strides(shape, range(len(shape)), itemsize)
+    pixels = _dense_strides(shape, (0, 2, 3, 1), itemsize) if len(shape) == 4 else rows
+    if strides is not None and not (_lies_as(shape, strides, rows) or _lies_as(shape, strides, pixels)):
+        raise KernelError(f"tensor of shape {shape} has strides {tuple(strides)}: make it contiguous first")
+    channels_last = strides is not None and not _lies_as(shape, strides, rows)
+    return DeviceArray(int(interface["data"][0]), shape, dtype, channels_last)
+
+
+def _dense_strides(shape: tuple[int, ...], order: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    strides, step = [0] * len(shape), itemsize
+    for axis in reversed(order):
+        strides[axis] = step
+        step *= shape[axis]
+    return tuple(strides)
+
+
+def _lies_as(shape: tuple[int, ...], strides: Sequence[int], dense: tuple[int, ...]) -> bool:
+    # The stride of an axis of length 1 is never used, and frameworks write anything there.
+    return all(length == 1 or given == wanted for length, given, wanted in zip(shape, strides, dense, strict=True))
+
+
+def _argument(value: Any) -> Any:
+    if value is None:
+        return np.uintp(0)
+    if isinstance(value, DeviceArray):
+        return np.uintp(value.pointer)
+    return np.int32(value) if isinstance(value, int) else np.float32(value)

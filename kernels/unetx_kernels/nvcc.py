@@ -1,0 +1,165 @@
+"""From a .cu file to a binary: finding nvcc, compiling, the cache on disk, and what ptxas says of each kernel."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from unetx_kernels.errors import KernelError
+
+__all__ = [
+    "ARCHITECTURES",
+    "Compilation",
+    "Resources",
+    "cached_binary",
+    "compile_source",
+    "find_nvcc",
+    "read_resources",
+]
+
+#: What a release holds; "compute_75" is PTX, from which a driver makes code for every later GPU.
+ARCHITECTURES: Final = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_120", "compute_75")
+
+_TIMEOUT_S: Final = 600
+_ENTRY: Final = re.compile(
+    r"Compiling entry function '(?P<name>\w+)'.*?"
+    r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
+    r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
+    re.DOTALL,
+)
+_SHARED: Final = re.compile(r"(\d+) bytes smem")
+
+
+@dataclass(frozen=True, slots=True)
+class Compilation:
+    """What decides a binary, besides the compiler itself.
+
+    Attributes
+    ----------
+    source : pathlib.Path
+        The .cu file; it includes nothing but CUDA's own headers.
+    architecture : str
+        "sm_86" gives a cubin, "compute_75" PTX.
+    definitions : mapping of str to int
+        Macros.
+    """
+
+    source: Path
+    architecture: str
+    definitions: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Arguments of nvcc without its input and output."""
+        form = "-ptx" if self.architecture.startswith("compute_") else "-cubin"
+        macros = tuple(f"-D{name}={value}" for name, value in sorted(self.definitions.items()))
+        return ("-std=c++17", "-O3", form, f"-arch={self.architecture}", "-Xptxas=-v", *macros)
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one kernel takes of a multiprocessor: registers a thread, shared bytes a block, bytes spilled."""
+
+    registers: int
+    shared_bytes: int
+    spill_bytes: int
+
+
+def find_nvcc() -> Path | None:
+    """Return nvcc from PATH, from CUDA_HOME, or from the package nvidia-cuda-nvcc; None without any."""
+    name = "nvcc.exe" if os.name == "nt" else "nvcc"
+    on_path = shutil.which(name)
+    if on_path is not None:
+        return Path(on_path)
+    roots = [Path(os.environ["CUDA_HOME"])] if os.environ.get("CUDA_HOME") else []
+    package = importlib.util.find_spec("nvidia")
+    if package is not None and package.submodule_search_locations:
+        for folder in package.submodule_search_locations:
+            roots += sorted(Path(folder).glob("cu[0-9]*"), reverse=True)
+    return next((root / "bin" / name for root in roots if (root / "bin" / name).is_file()), None)
+
+
+def compile_source(nvcc: Path, compilation: Compilation) -> tuple[bytes, str]:
+    """Compile one file.
+
+    Returns
+    -------
+    tuple of bytes and str
+        The cubin or PTX, and what ptxas said, for `read_resources`.
+
+    Raises
+    ------
+    KernelError
+        nvcc fails or takes over ten minutes.
+    """
+    with tempfile.TemporaryDirectory(prefix="unetx-nvcc-") as folder:
+        output = Path(folder, "kernel.bin")
+        command = [str(nvcc), *compilation.flags, "-o", str(output), str(compilation.source)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise KernelError(f"{nvcc} does not run ({error}): mend the CUDA toolkit") from error
+        if done.returncode != 0 or not output.is_file():
+            lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+            raise KernelError(
+                f"nvcc cannot compile {compilation.source.name} for {compilation.architecture}: {lines[0]}; "
+                "use a CUDA toolkit that knows this architecture"
+            )
+        return output.read_bytes(), done.stderr + done.stdout
+
+
+def read_resources(report: str) -> dict[str, Resources]:
+    """Read the report of ``-Xptxas -v``: kernel name to what it takes."""
+    resources = {}
+    for match in _ENTRY.finditer(report):
+        shared = _SHARED.search(match["rest"])
+        resources[match["name"]] = Resources(
+            registers=int(match["registers"]),
+            shared_bytes=int(shared[1]) if shared else 0,
+            spill_bytes=int(match["stores"]) + int(match["loads"]),
+        )
+    return resources
+
+
+def cached_binary(nvcc: Path, compilation: Compilation, cache: Path) -> bytes:
+    """Return the binary from the cache, or compile it and keep it.
+
+    Several processes may do so at once: each writes a file of its own beside the final one and renames it, so that
+    a reader sees a whole file or none. The name of a file is the hash of what decides its content, and the file
+    begins with the hash of its binary, so that one that was cut short or altered is made again.
+    """
+    kept = cache / f"{_digest(nvcc, compilation)}.bin"
+    try:
+        stored = kept.read_bytes()
+    except OSError:
+        stored = b""
+    if len(stored) > _HASH_BYTES and hashlib.sha256(stored[_HASH_BYTES:]).digest() == stored[:_HASH_BYTES]:
+        return stored[_HASH_BYTES:]
+    binary, _ = compile_source(nvcc, compilation)
+    cache.mkdir(parents=True, exist_ok=True)
+    beside = cache / f".{kept.name}.{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        beside.write_bytes(hashlib.sha256(binary).digest() + binary)
+        beside.replace(kept)
+    finally:
+        beside.unlink(missing_ok=True)
+    return binary
+
+
+_HASH_BYTES: Final = 32
+
+
+def _digest(nvcc: Path, compilation: Compilation) -> str:
+    version = subprocess.run([str(nvcc), "--version"], capture_output=True, timeout=_TIMEOUT_S, check=False).stdout
+    parts = (compilation.source.read_bytes(), version, "\0".join(compilation.flags).encode())
+    return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
