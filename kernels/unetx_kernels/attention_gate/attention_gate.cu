@@ -332,6 +332,7 @@ __device__ void additive_gate(const T* __restrict__ values,            // (N, C,
   const Between across(x, coarse.width, shape.width), down(y, coarse.height, shape.height);
 
   float score = psi_bias;
+#pragma unroll 1
   for (int first = 0; first < hidden.channels; first += CHUNK) {
     T fine[CHUNK], corner[4][CHUNK];
     load_pixel<T, CHANNELS_LAST>(fine, projected_skip, hidden, image, first, y, x);
@@ -349,6 +350,7 @@ __device__ void additive_gate(const T* __restrict__ values,            // (N, C,
     }
   }
   const float weight = 1.0f / (1.0f + exp2f(-LOG2_E * score));
+#pragma unroll 1
   for (int first = 0; first < shape.channels; first += CHUNK) {
     T value[CHUNK];
     float weighted[CHUNK];
@@ -359,9 +361,11 @@ __device__ void additive_gate(const T* __restrict__ values,            // (N, C,
   }
 }
 
-// K = 7 keeps 49 weights of each pixel in registers: one pixel a thread there, two where they fit.
+// The K * K weights of a pixel stay in registers: two pixels a thread where they fit without spilling, else one.
+// The least number of blocks on a multiprocessor is what keeps ptxas from spilling: without it sm_90 trades spills for
+// occupancy in K = 5, with it sm_75 spills in K = 7, where 0 leaves the choice to ptxas.
 #define UNETX_NEIGHBOURHOOD(NAME, T, CHANNELS_LAST, K, ROWS)                                                          \
-  extern "C" __global__ void __launch_bounds__(THREADS)                                                              \
+  extern "C" __global__ void __launch_bounds__(THREADS, K == 7 ? 0 : 2)                                                           \
       NAME(const T* __restrict__ theta,    /* (N, D, H, W) or (N, H, W, D) */                                        \
            const T* __restrict__ phi,      /* as theta */                                                            \
            const T* __restrict__ values,   /* (N, C, H, W) or (N, H, W, C) */                                        \
@@ -374,7 +378,7 @@ __device__ void additive_gate(const T* __restrict__ values,            // (N, C,
   }
 
 #define UNETX_ADDITIVE(NAME, T, CHANNELS_LAST)                                                                        \
-  extern "C" __global__ void __launch_bounds__(THREADS)                                                              \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                           \
       NAME(const T* __restrict__ values,           /* (N, C, H, W) or (N, H, W, C) */                                \
            const T* __restrict__ projected_skip,   /* (N, D, H, W) or (N, H, W, D) */                                \
            const T* __restrict__ projected_coarse, /* (N, D, h, w) or (N, h, w, D) */                                \
@@ -390,7 +394,7 @@ __device__ void additive_gate(const T* __restrict__ values,            // (N, C,
 
 #define UNETX_ENTRIES(TYPE, T, LAYOUT, CHANNELS_LAST)                                  \
   UNETX_NEIGHBOURHOOD(neighbourhood_gate_##TYPE##_##LAYOUT##_k3, T, CHANNELS_LAST, 3, 2) \
-  UNETX_NEIGHBOURHOOD(neighbourhood_gate_##TYPE##_##LAYOUT##_k5, T, CHANNELS_LAST, 5, 2) \
+  UNETX_NEIGHBOURHOOD(neighbourhood_gate_##TYPE##_##LAYOUT##_k5, T, CHANNELS_LAST, 5, 1) \
   UNETX_NEIGHBOURHOOD(neighbourhood_gate_##TYPE##_##LAYOUT##_k7, T, CHANNELS_LAST, 7, 1) \
   UNETX_ADDITIVE(additive_gate_##TYPE##_##LAYOUT, T, CHANNELS_LAST)
 

@@ -1,4 +1,4 @@
-"""attention_gate.cu as it stands, compiled by g++ with address and undefined-behaviour sanitizers, against float64."""
+"""attention_gate.cu as it stands, on the host with address and undefined-behaviour sanitizers, against float64."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unetx_kernels.attention_gate import reference
 TILE = (8, 2)  # threads of a block along x and y; small, so that small images have several tiles
 SHIM = Path(__file__).resolve().parents[1] / "shim" / "attention_gate_on_host.cpp"
 KERNELS = Path(reference.__file__).with_name("attention_gate.cu")
-ROWS = {3: 2, 5: 2, 7: 1}  # pixels of a thread, by window
+ROWS = {3: 2, 5: 1, 7: 1}  # pixels of a thread, by window
 
 
 @dataclass(frozen=True)

@@ -33,18 +33,15 @@ def _attend_by_loops(theta: Tensor, phi: Tensor, values: Tensor, window: int, di
 
 @settings(max_examples=20)
 @given(
-    images=st.integers(1, 2),
-    hidden=st.integers(1, 3),
-    channels=st.integers(1, 3),
-    height=st.integers(1, 7),
-    width=st.integers(1, 7),
+    sizes=st.tuples(*(st.integers(1, most) for most in (2, 3, 3, 7, 7))),
     window=st.sampled_from([3, 5, 7]),
     dilation=st.integers(1, 3),
     seed=st.integers(0, 99),
 )
 def test_the_neighbourhood_gate_is_what_loops_over_pixels_give(
-    images: int, hidden: int, channels: int, height: int, width: int, window: int, dilation: int, seed: int
+    sizes: tuple[int, int, int, int, int], window: int, dilation: int, seed: int
 ) -> None:
+    images, hidden, channels, height, width = sizes
     random = np.random.default_rng(seed)
     theta, phi = random.normal(size=(2, images, hidden, height, width))
     values = random.normal(size=(images, channels, height, width))

@@ -20,7 +20,7 @@ using std::size_t;
 #define __global__
 #define __device__
 #define __shared__ static
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 struct float2 { float x, y; };
 struct half { _Float16 value; };
