@@ -161,10 +161,10 @@ def _fused(kernels: GateKernels, inputs: Inputs) -> Callable[[], torch.Tensor]:
     module = require("torch", purpose="a kernel benchmark")
     out: torch.Tensor = module.empty_like(inputs.values)
     theta, phi, values = (device_array(tensor) for tensor in (inputs.theta, inputs.phi, inputs.values))
-    stream = kernels.gpu.stream(module.cuda.current_stream().cuda_stream)
 
     def run() -> torch.Tensor:
-        kernels.neighbourhood((theta, phi, values), device_array(out), inputs.window, stream=stream)
+        # On the default stream, where PyTorch's events are recorded.
+        kernels.neighbourhood((theta, phi, values), device_array(out), inputs.window)
         return out
 
     return run

@@ -67,22 +67,15 @@ class Gpu:
         """Load a cubin or PTX; the result has ``get_function(name)`` and lives as long as it is referred to."""
         return self._driver.module_from_buffer(binary)
 
-    def stream(self, handle: int | None = None) -> Any:
-        """Make a stream, or wrap one by its handle: ``torch.cuda.current_stream().cuda_stream``."""
-        return self._driver.Stream() if handle is None else _BorrowedStream(handle)
+    def stream(self) -> Any:
+        """Make a stream. pycuda takes no stream of another package; None is the default stream, PyTorch's too."""
+        return self._driver.Stream()
 
     def launch(
         self, function: Any, grid: int, block: tuple[int, int], arguments: Sequence[Any], stream: Any = None
     ) -> None:
         """Start a kernel. Its arguments are `DeviceArray`, None for a null pointer, int and float."""
         function(*map(_argument, arguments), grid=(grid, 1, 1), block=(*block, 1), stream=stream)
-
-
-class _BorrowedStream:
-    """What pycuda reads of a stream; the handle stays its owner's."""
-
-    def __init__(self, handle: int) -> None:
-        self.handle = handle
 
 
 def why_not(device: int = 0) -> str | None:
