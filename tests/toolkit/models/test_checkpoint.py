@@ -196,6 +196,12 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "raw.pt", variant="unet")
 
 
+def test_a_file_of_an_old_pytorch_says_how_to_save_it_again(tmp_path: Path) -> None:
+    torch.save(make_model().state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match=r"old\.pt is a pickle .* save model\.state_dict\(\)"):
+        read_checkpoint(tmp_path / "old.pt", variant="unet")
+
+
 def test_a_compressed_torch_file_is_refused_before_it_inflates(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\0" * 50_000_000)
@@ -210,6 +216,22 @@ def test_a_whole_model_object_is_refused(tmp_path: Path) -> None:
     torch.save([1, 2, 3], tmp_path / "list.pt")
     with pytest.raises(CheckpointError, match="holds a list"):
         read_checkpoint(tmp_path / "list.pt", variant="unet")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(1, dtype=torch.float16).expand(2**36),
+        torch.zeros(1, 2, 1, 1).to_sparse(),
+        torch.zeros(1, 2, 1, 1, device="meta"),
+    ],
+    ids=["expanded", "sparse", "meta"],
+)
+def test_a_tensor_that_the_file_does_not_hold_whole_is_refused(tensor: torch.Tensor, tmp_path: Path) -> None:
+    torch.save(make_model().state_dict() | {"head.weight": tensor}, tmp_path / "c.pt")
+    assert (tmp_path / "c.pt").stat().st_size < 2**20
+    with pytest.raises(CheckpointError, match=r"c\.pt"):
+        read_checkpoint(tmp_path / "c.pt", variant="unet")
 
 
 def test_a_file_over_the_limit_is_refused(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,8 @@ __all__ = [
 FORMAT_VERSION: Final = "1"
 MAX_FILE_BYTES: Final = 8 * 2**30
 MAX_HEADER_BYTES: Final = 4 * 2**20
+# The magic number of torch.save before its files were zip archives.
+_OLD_PICKLE: Final = b"\x80\x02\x8a\x0a"
 _PURPOSE: Final = "reading a checkpoint"
 _RESERVED: Final = ("unetx_format", "unetx_variant", "unetx_spec")
 
@@ -229,6 +231,11 @@ def _read_safetensors(path: Path, size: int, variant: str | None) -> Checkpoint:
 def _parse_header(name: str, data: bytes, size: int) -> dict[str, Any]:
     if size < 10:
         raise CheckpointError(f"{name} has {size} bytes: truncated, or not a checkpoint (.safetensors or .pt)")
+    if data.startswith(_OLD_PICKLE):
+        raise CheckpointError(
+            f"{name} is a pickle as PyTorch wrote it before version 1.6, which is not read because it can run code: "
+            "load it where you trust it, and save model.state_dict() with a current PyTorch"
+        )
     length = int.from_bytes(data[:8], "little")
     if length > min(size - 8, MAX_HEADER_BYTES):
         raise CheckpointError(

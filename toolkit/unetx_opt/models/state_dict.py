@@ -81,7 +81,20 @@ def _unwrap(name: str, loaded: object) -> dict[str, torch.Tensor]:
             raise CheckpointError(
                 f"{name}: entry {str(key)[:80]!r} is not a real tensor under a name: save model.state_dict()"
             )
+        if not _is_stored(value):
+            raise CheckpointError(
+                f"{name}: tensor {key[:80]!r} of shape {tuple(value.shape)} is not held whole by the file (sparse, "
+                "quantized, expanded or without data): save model.state_dict() of a plain float model"
+            )
     return loaded
+
+
+def _is_stored(value: torch.Tensor) -> bool:
+    """Whether the file holds every element: a few bytes can claim to be a tensor of any size by strides of 0."""
+    torch = require("torch", purpose=_PURPOSE)
+    if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+        return False
+    return bool(value.numel() * value.element_size() <= value.untyped_storage().nbytes())
 
 
 def infer_spec(name: str, shapes: Mapping[str, tuple[int, ...]], variant: str | None) -> tuple[str, ModelSpec]:
