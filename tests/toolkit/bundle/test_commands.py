@@ -207,6 +207,25 @@ def test_an_engine_whose_arithmetic_this_machine_lacks_is_not_run(
     assert "not run   onnxruntime-cpu" in out
 
 
+def test_an_engine_that_refuses_the_arithmetic_of_this_machine_is_not_run_and_no_problem(
+    capsys: pytest.CaptureFixture[str], build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unetx_opt.runtime.sessions import onnxruntime
+    from unetx_opt.runtime.sessions.base import OpenRequest, OtherArithmeticError
+
+    real = onnxruntime.open_onnxruntime
+
+    def open_but_the_first(request: OpenRequest) -> onnxruntime.OnnxRuntimeSession:
+        if request.record.files == ("a.onnx",):
+            raise OtherArithmeticError("it computes float32 on this machine")
+        return real(request)
+
+    monkeypatch.setattr(onnxruntime, "open_onnxruntime", open_but_the_first)
+    code, out, err = run(capsys, "verify", build({"a.onnx": graph(20.0), "b.onnx": graph(20.0)}))
+    assert code == 0, err
+    assert "not run   onnxruntime-cpu (file=a.onnx): it computes float32 on this machine" in out
+
+
 def test_verify_fails_where_no_engine_can_run(capsys: pytest.CaptureFixture[str], build: Build) -> None:
     path = build({}, EngineRecord("tensorrt-rtx", ("sm86.plan",), compute_capabilities=("1.0",)))
     code, _, err = run(capsys, "verify", path)

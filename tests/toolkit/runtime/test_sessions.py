@@ -13,7 +13,7 @@ import pytest
 
 from unetx_opt.errors import EngineError
 from unetx_opt.runtime.sessions import onnxruntime as ort_session
-from unetx_opt.runtime.sessions.base import OpenRequest
+from unetx_opt.runtime.sessions.base import OpenRequest, OtherArithmeticError
 from unetx_opt.runtime.sessions.onnxruntime import check_provider, open_onnxruntime
 from unetx_opt.runtime.sessions.openvino import ExecutedLayer, arithmetic_dtype, open_openvino
 from unetx_opt.runtime.sessions.table import SESSIONS, choose_engine, rank_engines
@@ -135,7 +135,7 @@ def test_the_provider_that_was_asked_for_passes() -> None:
 def test_an_openvino_engine_that_computes_in_another_type_is_refused(graph_bytes: bytes) -> None:
     """The hint of an arithmetic that the CPU lacks is taken without a word."""
     request = _openvino_request(graph_bytes, compute_dtype="float16", hint="f32")
-    with pytest.raises(EngineError, match=r"computes float32 on this machine, .* measured in float16"):
+    with pytest.raises(OtherArithmeticError, match=r"computes float32 on this machine, .* measured in float16"):
         open_openvino(request)
 
 

@@ -33,10 +33,6 @@ _UNSIGNED: Final = (
 )
 
 
-class _OtherArithmeticError(EngineError):
-    """This machine lacks the instructions for the engine's type: no defect of the bundle, and no run of it."""
-
-
 @dataclass(frozen=True, slots=True)
 class _EngineRun:
     """What one engine did with the phantom; `reason` says why it did not run."""
@@ -143,6 +139,7 @@ def _run_engines(
     bundle: Bundle, records: tuple[EngineRecord, ...]
 ) -> tuple[tuple[_EngineRun, ...], tuple[_Comparison, ...], tuple[str, ...]]:
     from unetx_opt.imaging.phantom import chest_phantom
+    from unetx_opt.runtime.sessions.base import OtherArithmeticError
 
     image, _ = chest_phantom(_PHANTOM_SEED)
     runs: list[_EngineRun] = []
@@ -154,7 +151,7 @@ def _run_engines(
             segmentation = _run_engine(bundle, record, image)
         except (EngineError, ImageError, MissingPackageError) as error:
             runs.append(_EngineRun(name, ran=False, compute_dtype=record.compute_dtype, reason=str(error)))
-            if not isinstance(error, _OtherArithmeticError):
+            if not isinstance(error, OtherArithmeticError):
                 problems.append(f"{name} does not run: {error}")
             continue
         results.append((name, segmentation))
@@ -178,7 +175,7 @@ def _disagreements(comparisons: tuple[_Comparison, ...]) -> tuple[str, ...]:
 
 def _run_engine(bundle: Bundle, record: EngineRecord, image: NDArray[np.uint16]) -> Segmentation:
     from unetx_opt.runtime.segmenter import Segmenter
-    from unetx_opt.runtime.sessions.base import OpenRequest
+    from unetx_opt.runtime.sessions.base import OpenRequest, OtherArithmeticError
     from unetx_opt.runtime.sessions.table import SESSIONS
 
     manifest = bundle.manifest
@@ -186,7 +183,7 @@ def _run_engine(bundle: Bundle, record: EngineRecord, image: NDArray[np.uint16])
     session = SESSIONS[record.target].open(OpenRequest(record, bundle.read))
     with Segmenter(session, record, manifest.input, names) as segmenter:
         if segmenter.compute_dtype != record.compute_dtype:
-            raise _OtherArithmeticError(
+            raise OtherArithmeticError(
                 f"it computes {segmenter.compute_dtype} on this machine, its record says {record.compute_dtype}"
             )
         segmentation = segmenter.segment(image)  # refuses logits that are not finite

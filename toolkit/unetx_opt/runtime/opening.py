@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from unetx_opt.errors import EngineError, MissingPackageError
 from unetx_opt.runtime.host import probe_host
 from unetx_opt.runtime.segmenter import Segmenter
-from unetx_opt.runtime.sessions.base import OpenRequest, Session
+from unetx_opt.runtime.sessions.base import OpenRequest, OtherArithmeticError, Session
 from unetx_opt.runtime.sessions.table import SESSIONS, describe_reasons, label_engine, rank_engines
 from unetx_opt.specs import EngineRecord
 
@@ -78,7 +78,7 @@ def _open_session(record: EngineRecord, bundle: Bundle, threads: int | None) -> 
     session = SESSIONS[record.target].open(OpenRequest(record, bundle.read, threads))
     if session.compute_dtype != record.compute_dtype:
         session.close()
-        raise EngineError(
+        raise OtherArithmeticError(
             f"{record.target} computes {session.compute_dtype} here, its record says {record.compute_dtype}"
         )
     return session

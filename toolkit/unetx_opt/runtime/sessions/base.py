@@ -7,17 +7,22 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
+from unetx_opt.errors import EngineError
 from unetx_opt.specs import EngineRecord
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["INPUT_NAME", "OUTPUT_NAME", "OpenRequest", "Session"]
+__all__ = ["INPUT_NAME", "OUTPUT_NAME", "OpenRequest", "OtherArithmeticError", "Session"]
 
 #: Names of the one input and the one output of every graph and engine.
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
+
+
+class OtherArithmeticError(EngineError):
+    """This machine computes in another type than the engine's record says: no defect of the bundle, and no run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from unetx_opt.errors import EngineError
 from unetx_opt.optional import require
-from unetx_opt.runtime.sessions.base import INPUT_NAME, OpenRequest
+from unetx_opt.runtime.sessions.base import INPUT_NAME, OpenRequest, OtherArithmeticError
 from unetx_opt.specs import EngineRecord, Host
 
 if TYPE_CHECKING:
@@ -104,8 +104,9 @@ def open_openvino(request: OpenRequest) -> OpenVINOSession:
     Raises
     ------
     EngineError
-        The IR cannot be read or compiled, or computes in another type than its record says: its accuracy was
-        measured in that type only.
+        The IR cannot be read or compiled.
+    OtherArithmeticError
+        It computes in another type than its record says: its accuracy was measured in that type only.
     """
     record = request.record
     if len(record.files) != 2:
@@ -120,7 +121,7 @@ def open_openvino(request: OpenRequest) -> OpenVINOSession:
         raise EngineError(f"OpenVINO cannot load {record.files[0]}: {_first_line(error)}") from error
     dtype = arithmetic_dtype(read_layers(compiled))
     if dtype != record.compute_dtype:
-        raise EngineError(
+        raise OtherArithmeticError(
             f"{record.target} computes {dtype} on this machine, its accuracy was measured in "
             f"{record.compute_dtype}: choose another --target, or rebuild the bundle on this machine"
         )
