@@ -236,6 +236,12 @@ def change(place: str, value: Any) -> Callable[[Json], None]:
     return apply
 
 
+def fail_gate(whole: Json) -> None:
+    gate = at(whole, ("engines", 1, "gate"))
+    gate["passed"] = gate["rows"][0]["passed"] = False
+    gate["rows"][0]["value"] = 0.5
+
+
 @pytest.mark.parametrize(
     ("mutate", "expected"),
     [
@@ -256,6 +262,9 @@ def change(place: str, value: Any) -> Callable[[Json], None]:
         (change("engines/1/compute_capabilities", ["sm_86"]), "compute_capabilities"),
         (change("engines/1/gate/why_graph", None), "why_graph"),
         (change("engines/1/gate/passed", False), "contradicts the rows"),
+        (change("engines/1/gate/rows/0/value", 0.5), "passed is True, but 0.5 >= 0.999 is False"),
+        (change("engines/1/gate/rows/0/value", None), "passed is True, but None >= 0.999 is False"),
+        (fail_gate, "the gate strict failed for tensorrt-rtx: a bundle holds engines that pass"),
         (change("engines/1/gate", None), "the gate is 'strict', but that of tensorrt-rtx is 'off'"),
         (change("engines/1/layers", {"a": "b" * 5000}), "engines.1.layers.a"),
         (change("gate/images/count", 2), "count is 2, but 1 image hashes are listed"),

@@ -101,6 +101,8 @@ def _check_gate(manifest: Manifest) -> None:
         name = "off" if engine.gate is None else engine.gate.name
         if name != manifest.gate.name:
             raise ValueError(f"the gate is {manifest.gate.name!r}, but that of {engine.target} is {name!r}")
+        if engine.gate is not None and not engine.gate.passed:
+            raise ValueError(f"the gate {name} failed for {engine.target}: a bundle holds engines that pass")
     if manifest.gate.images is not None and manifest.calibration is not None:
         shared = set(manifest.gate.images.image_sha256) & set(manifest.calibration.image_sha256)
         if shared:

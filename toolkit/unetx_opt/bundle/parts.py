@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+import operator
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
@@ -91,6 +94,12 @@ class Operations(Fields):
         return self
 
 
+# As the gates compare; theirs would bring numpy and scipy to a reader of manifests.
+_COMPARISONS: Final[Mapping[str, Callable[[float, float], bool]]] = MappingProxyType(
+    {">=": operator.ge, ">": operator.gt, "<=": operator.le}
+)
+
+
 class GateFinding(Fields):
     """What one rule of a drift gate found for one class; ``value`` is None where it is not finite."""
 
@@ -102,6 +111,14 @@ class GateFinding(Fields):
     limit: float
     passed: bool
     worst_image: Text | None
+
+    @model_validator(mode="after")
+    def _check_verdict(self) -> Self:
+        # What is not finite keeps no limit.
+        keeps = self.value is not None and _COMPARISONS[self.comparison](self.value, self.limit)
+        if self.passed != keeps:
+            raise ValueError(f"passed is {self.passed}, but {self.value} {self.comparison} {self.limit} is {keeps}")
+        return self
 
 
 class EngineGate(Fields):
