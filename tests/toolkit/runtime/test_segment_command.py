@@ -65,6 +65,20 @@ def test_json_is_one_document_with_files_areas_and_times(
     assert set(first["timings_ms"]) == {"read", "prepare", "infer", "restore", "total", "write"}
 
 
+def test_a_result_never_replaces_an_input(
+    bundle: Path, png: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "films"
+    folder.mkdir()
+    for name in ("chest.png", "chest.mask.png"):
+        (folder / name).write_bytes(png.read_bytes())
+    assert main(["segment", str(bundle), str(folder), "-o", str(tmp_path / "x" / ".." / "films")]) == 1
+    assert "chest.mask.png is an input" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == dict.fromkeys(
+        ("chest.png", "chest.mask.png"), png.read_bytes()
+    )
+
+
 def test_an_unreadable_input_does_not_stop_the_others(
     bundle: Path, png: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

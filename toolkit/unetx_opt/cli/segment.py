@@ -63,6 +63,7 @@ def segment(
     from unetx_opt.runtime import open_bundle
 
     jobs = tuple(_name_jobs(_expand(inputs)))
+    _refuse_replaced_inputs(jobs, output)
     with open_bundle(bundle, target, threads) as segmenter:
         _note_engine(segmenter)
         results = list(_segment_all(segmenter, jobs, output, quiet=as_json))
@@ -103,6 +104,20 @@ def _name_jobs(sources: Iterable[Path]) -> Iterator[_Job]:
         yield _Job(source, stem)
 
 
+def _output_paths(job: _Job, output: Path) -> tuple[Path, Path]:
+    return output / f"{job.stem}.mask.png", output / f"{job.stem}.overlay.png"
+
+
+def _refuse_replaced_inputs(jobs: tuple[_Job, ...], output: Path) -> None:
+    sources = {job.source.resolve() for job in jobs}
+    for job in jobs:
+        for path in _output_paths(job, output):
+            if path.resolve() in sources:
+                raise UnetxError(
+                    f"{path} is an input, and the result of {job.source} would replace it: choose another --output"
+                )
+
+
 def _note_engine(segmenter: Segmenter) -> None:
     note(f"engine: {segmenter.target}, computes {segmenter.compute_dtype}")
     for engine, reason in segmenter.passed_over.items():
@@ -136,7 +151,7 @@ def _segment_one(segmenter: Segmenter, job: _Job, output: Path) -> dict[str, Any
     read = time.perf_counter()
     segmentation = segmenter.segment(image.pixels, image.spacing_mm, pixel_aspect=image.pixel_aspect)
     segmented = time.perf_counter()
-    mask, overlay = (output / f"{job.stem}.{kind}.png" for kind in ("mask", "overlay"))
+    mask, overlay = _output_paths(job, output)
     write_mask_png(mask, segmentation.labels, num_classes=segmentation.logits_khw.shape[0])
     write_overlay_png(overlay, image.pixels, segmentation.labels)
     written = time.perf_counter()
