@@ -121,7 +121,7 @@ def test_a_session_that_fell_back_to_the_cpu_is_refused(graph_bytes: bytes, monk
     fake = types.SimpleNamespace(**{name: getattr(real, name) for name in names})
     fake.get_available_providers = lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
     fake.InferenceSession = lambda data, options, providers: real.InferenceSession(
-        data, options, providers=["CPUExecutionProvider"]
+        data, providers=["CPUExecutionProvider"]
     )
     monkeypatch.setattr(ort_session, "require", lambda module, *, purpose: fake)
     with pytest.raises(EngineError, match=r"offers CPUExecutionProvider: install CUDA and cuDNN"):

@@ -201,8 +201,8 @@ def _file_size(path: Path) -> int:
 
 
 def _read_safetensors(path: Path, size: int, variant: str | None) -> Checkpoint:
-    data = path.read_bytes()
-    header = _parse_header(path.name, data, size)
+    checked = _read_header(path, size)
+    header = dict(checked)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(f"{path.name}: the header metadata is not a map of strings: the file is damaged")
@@ -218,6 +218,10 @@ def _read_safetensors(path: Path, size: int, variant: str | None) -> Checkpoint:
     else:
         variant, spec = infer_spec(path.name, shapes, variant)
     check_fit(path.name, variant, spec, shapes)
+    # The header says that it is worth reading; what was checked must still be what is loaded.
+    data = path.read_bytes()
+    if len(data) != size or _parse_header(path.name, data, size) != checked:
+        raise CheckpointError(f"{path.name} changed while it was read: try again")
     try:
         tensors = require("safetensors.torch", purpose=_PURPOSE).load(data)
     except Exception as error:  # the library raises its own class, ValueError and RuntimeError for damaged files
@@ -226,6 +230,14 @@ def _read_safetensors(path: Path, size: int, variant: str | None) -> Checkpoint:
     check_finite(path.name, kept)
     extra = {key: value for key, value in metadata.items() if key not in _RESERVED}
     return Checkpoint(variant, spec, kept, hashlib.sha256(data).hexdigest(), extra, path.name)
+
+
+def _read_header(path: Path, size: int) -> dict[str, Any]:
+    with path.open("rb") as file:
+        start = file.read(8)
+        return _parse_header(
+            path.name, start + file.read(min(int.from_bytes(start, "little"), MAX_HEADER_BYTES)), size
+        )
 
 
 def _parse_header(name: str, data: bytes, size: int) -> dict[str, Any]:
@@ -242,12 +254,18 @@ def _parse_header(name: str, data: bytes, size: int) -> dict[str, Any]:
             f"{name}: its header claims {length} bytes of {size}: truncated, or not a .safetensors or .pt file"
         )
     try:
-        header = json.loads(data[8 : 8 + length])
+        header = json.loads(data[8 : 8 + length], object_pairs_hook=_refuse_repetition)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{name}: its header is not JSON: not a checkpoint (.safetensors or .pt)") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{name}: its header is not a JSON object: not a safetensors file")
     return header
+
+
+def _refuse_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({key for key, _ in pairs}) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return dict(pairs)
 
 
 def _entry_shape(name: str, key: str, entry: object) -> tuple[int, ...]:
@@ -271,11 +289,11 @@ def _read_metadata(name: str, metadata: Mapping[str, str]) -> tuple[str, ModelSp
 
 
 def _read_torch_file(path: Path, variant: str | None) -> Checkpoint:
-    tensors = read_state_dict(path)
+    data = path.read_bytes()
+    tensors = read_state_dict(path.name, data)
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
     variant, spec = infer_spec(path.name, shapes, variant)
     check_fit(path.name, variant, spec, shapes)
     check_finite(path.name, tensors)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256(data).hexdigest()
     return Checkpoint(variant, spec, tensors, digest, {}, path.name)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unetx_opt.errors import CheckpointError, SpecError
@@ -21,13 +21,15 @@ __all__ = ["infer_spec", "read_state_dict"]
 _PURPOSE = "reading a checkpoint"
 
 
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+def read_state_dict(name: str, data: bytes) -> dict[str, torch.Tensor]:
     """Read a state dict that ``torch.save`` wrote.
 
     Parameters
     ----------
-    path : pathlib.Path
-        A file with a state dict, bare or under "state_dict" or "model"; a "module." prefix is dropped.
+    name : str
+        The file's name, for messages.
+    data : bytes
+        Its content: a state dict, bare or under "state_dict" or "model"; a "module." prefix is dropped.
 
     Returns
     -------
@@ -39,16 +41,16 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     CheckpointError
         The file is damaged, compressed, or holds anything but named real tensors.
     """
-    _refuse_compressed(path)
+    _refuse_compressed(name, data)
     torch = require("torch", purpose=_PURPOSE)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a refused global, a damaged zip and a bad storage each raise another class
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path.name} is not a plain state dict ({reason[:160]}): save model.state_dict() and pass that file"
+            f"{name} is not a plain state dict ({reason[:160]}): save model.state_dict() and pass that file"
         ) from error
-    state = _unwrap(path.name, loaded)
+    state = _unwrap(name, loaded)
     return {
         key.removeprefix("module."): value.detach().float().contiguous()
         for key, value in state.items()
@@ -56,15 +58,15 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def _refuse_compressed(path: Path) -> None:
+def _refuse_compressed(name: str, data: bytes) -> None:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
-        raise CheckpointError(f"{path.name} is damaged: {error}") from error
+        raise CheckpointError(f"{name} is damaged: {error}") from error
     # torch.save stores its records; a compressed one could inflate to any size.
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise CheckpointError(f"{path.name} has compressed records, which torch.save never writes: refused")
+        raise CheckpointError(f"{name} has compressed records, which torch.save never writes: refused")
 
 
 def _unwrap(name: str, loaded: object) -> dict[str, torch.Tensor]:
@@ -99,6 +101,9 @@ def _is_stored(value: torch.Tensor) -> bool:
 
 def infer_spec(name: str, shapes: Mapping[str, tuple[int, ...]], variant: str | None) -> tuple[str, ModelSpec]:
     """Read width, depth, channels, classes and gate off the shapes; the rest comes from the variant.
+
+    The window of a neighbourhood gate and dilation rates show in no shape: a state dict is taken to have those of
+    its variant. A model with others is saved with `unetx_opt.models.checkpoint.write_checkpoint`, which keeps them.
 
     Parameters
     ----------

@@ -78,7 +78,7 @@ def open_onnxruntime(request: OpenRequest) -> OnnxRuntimeSession:
     check_provider(record.target, onnxruntime.get_available_providers())
     try:
         session = onnxruntime.InferenceSession(
-            request.read(record.files[0]), session_options(request.threads), providers=[provider]
+            request.read(record.files[0]), _session_options(record.target, request.threads), providers=[provider]
         )
     except Exception as error:  # ONNX Runtime raises RuntimeError, ValueError and types of its own
         raise EngineError(f"ONNX Runtime cannot load {record.files[0]}: {_first_line(error)}") from error
@@ -88,14 +88,21 @@ def open_onnxruntime(request: OpenRequest) -> OnnxRuntimeSession:
     return OnnxRuntimeSession(session, record.target, record.compute_dtype)
 
 
+def _session_options(target: str, threads: int | None) -> Any:
+    options = session_options(threads)
+    if target != "onnxruntime-cpu":
+        # Nodes that the provider cannot run would otherwise move to the CPU one by one, without a word.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return options
+
+
 def check_provider(target: str, offered: list[str]) -> None:
     """Compare the execution providers that are there with the one that a target needs.
 
     Raises
     ------
     EngineError
-        The target's provider is not the first choice of what is offered for it: the engine would run on the
-        CPU without a word.
+        The target's provider is not among those offered: the engine would run on the CPU without a word.
     """
     provider = PROVIDERS[target]
     if provider not in offered:
