@@ -47,6 +47,9 @@ class GraphRequest:
         Images for the comparison with PyTorch besides random ones; None takes phantoms.
     seed : int
         Of the random inputs.
+    logit_error : float
+        Largest error of a logit that float16 may bring on the probe images, relative to the largest logit: layers
+        are kept in float32 until it holds.
     """
 
     precision: Precision
@@ -54,6 +57,7 @@ class GraphRequest:
     directory: Path
     images: GateImages | None = None
     seed: int = 0
+    logit_error: float = 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +110,10 @@ def make_graphs(model: UNet, request: GraphRequest) -> GraphSet:
     typed = stored = traced.model
     kept: tuple[KeptLayer, ...] = ()
     if request.precision is Precision.FP16:
-        kept = _choose_kept(traced.model, request.contract)
-        typed = convert_fp16(traced.model, [layer.name for layer in kept])
-        stored = store_fp16(traced.model)
+        kept = _choose_kept(traced.model, request)
+        names = [layer.name for layer in kept]
+        typed = convert_fp16(traced.model, names)
+        stored = store_fp16(traced.model, names)
     types = layer_types(typed)
     return GraphSet(
         fp32=_write(request.directory / "fp32.onnx", traced.model),
@@ -134,12 +139,12 @@ def _parity_inputs(request: GraphRequest) -> Sequence[NDArray[np.float32]]:
     return [noise.astype(np.float32), *prepared]
 
 
-def _choose_kept(graph: onnx.ModelProto, contract: InputContract) -> tuple[KeptLayer, ...]:
-    from unetx_exporters.onnx.precision import choose_fp32_nodes
+def _choose_kept(graph: onnx.ModelProto, request: GraphRequest) -> tuple[KeptLayer, ...]:
+    from unetx_exporters.onnx.precision import HalfLimits, choose_fp32_nodes
 
-    probes = phantom_gate_images(_PROBE_COUNT, contract.height, _PROBE_SEED)
-    images = [prepare_image(probe.pixels, contract)[0][np.newaxis] for probe in probes]
-    choice = choose_fp32_nodes(graph, images)
+    probes = phantom_gate_images(_PROBE_COUNT, request.contract.height, _PROBE_SEED)
+    images = [prepare_image(probe.pixels, request.contract)[0][np.newaxis] for probe in probes]
+    choice = choose_fp32_nodes(graph, images, HalfLimits(logit_error=request.logit_error))
     reasons = {node.name: node.reason for node in choice.nodes}
     return tuple(
         KeptLayer(name=name, reason=reasons.get(name) or "between layers that are kept") for name in choice.keep_fp32

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unetx_exporters.assembly import Findings, assemble_manifest, label_names
 from unetx_exporters.evaluation import BuiltEngine, Evaluation, GateSetup, evaluate_engines, name_engines
@@ -18,13 +19,18 @@ from unetx_exporters.options import DEFAULT_SIZE_PX, BuildOptions
 from unetx_exporters.request import BuildRequest
 from unetx_exporters.result import BuildResult, summarize_build
 from unetx_exporters.targets import TargetRow, choose_targets
+from unetx_exporters.tensorrt.header import check_capabilities
+from unetx_exporters.tensorrt.options import read_options
 from unetx_opt.bundle.write import staged_bundle, write_bundle
 from unetx_opt.errors import ExportError, GateError, SpecError
 from unetx_opt.metrics.gates import MINIMUM_IMAGES, explain_failure
 from unetx_opt.models.checkpoint import Checkpoint, load_model, read_checkpoint, reference_checkpoint
 from unetx_opt.models.variants import get_variant
 from unetx_opt.runtime.host import probe_host
-from unetx_opt.specs import EngineRecord, Host, InputContract
+from unetx_opt.specs import EngineRecord, Host, InputContract, Precision
+
+if TYPE_CHECKING:
+    from unetx_opt.models.unet import UNet
 
 __all__ = ["build_bundle"]
 
@@ -32,10 +38,17 @@ Progress = Callable[[str, int, int], None]
 
 #: Phantoms that decide a gate without a data folder: a few more than the least that a gate accepts.
 PHANTOM_COUNT = 24
+#: Errors of a logit that float16 may bring, see `GraphRequest`: the next one where the gate fails. The last leaves
+#: hardly a layer in float16; it is relative to the largest logit, which one odd border pixel can make huge.
+_LOGIT_ERRORS = (0.03, 0.01, 0.001, 1e-5)
 _CARD_NAME = "model-card.md"
 _EVIDENCE = "evidence"
 _PICTURES = 4
 _GATE_PAGE = f"{_EVIDENCE}/gate.html"
+
+
+class _GateFailureError(GateError):
+    """An engine fails the gate: other than a gate that cannot be decided, this may be mended by wider layers."""
 
 
 def _no_report(stage: str, done: int, total: int) -> None:
@@ -65,6 +78,9 @@ def build_bundle(options: BuildOptions, report: Progress = _no_report) -> BuildR
         Any other reason, one line; nothing is left at the output.
     """
     started = time.monotonic()
+    # Settings of a builder are read by it, but a wrong one is found before minutes of work.
+    read_options(options.target_options)
+    check_capabilities(options.compute_capabilities)
     checkpoint = _read(options)
     host = probe_host()
     targets, skipped = choose_targets(options.targets, host)
@@ -97,12 +113,36 @@ class _Build:
         images: GateImages | None,
         skipped: Mapping[str, str],
     ) -> Findings:
-        """Graphs, engines, gate."""
-        self.report("export", 0, 1)
-        model = load_model(self.checkpoint)
-        graphs = make_graphs(
-            model, GraphRequest(self.options.precision, self.contract, scratch, images, self.options.seed)
-        )
+        """Build with ever more layers in float32, until the gate passes or there is nothing left to raise."""
+        limits = _LOGIT_ERRORS if self.options.precision is Precision.FP16 else _LOGIT_ERRORS[:1]
+        tried: list[GraphSet] = []
+        failure: _GateFailureError | None = None
+        for logit_error in limits:
+            self.report("export", 0, 1)
+            model = load_model(self.checkpoint)
+            graphs = make_graphs(
+                model,
+                GraphRequest(self.options.precision, self.contract, scratch, images, self.options.seed, logit_error),
+            )
+            if any(graphs.layer_types == earlier.layer_types for earlier in tried):
+                continue
+            tried.append(graphs)
+            try:
+                return self._run_gate(model, graphs, targets, images, skipped)
+            except _GateFailureError as error:
+                failure = error
+                shutil.rmtree(self.directory / "engines")
+        assert failure is not None  # noqa: S101 - the first limit is always tried
+        raise failure
+
+    def _run_gate(
+        self,
+        model: UNet,
+        graphs: GraphSet,
+        targets: Sequence[TargetRow],
+        images: GateImages | None,
+        skipped: Mapping[str, str],
+    ) -> Findings:
         engines = self._build_engines(targets, graphs)
         card = self._copy_card()
         if images is None:
@@ -221,7 +261,7 @@ def _keep_passing(engines: Sequence[BuiltEngine], evaluation: Evaluation) -> tup
                 for engine in alternatives
                 if not evaluation.decisions[engine.name].passed
             ]
-            raise GateError("; ".join(reasons) + ": keep a wider precision, or choose another gate")
+            raise _GateFailureError("; ".join(reasons) + ": keep a wider precision, or choose another gate")
         kept.extend(sorted(passing, key=lambda engine: evaluation.measurement.median_call_ms(engine.name)))
     if not kept:
         raise ExportError("no engine was built")

@@ -19,6 +19,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from unetx_exporters import pipeline
 from unetx_exporters.onnxruntime import build as ort_build
 from unetx_exporters.options import BuildOptions
 from unetx_exporters.pipeline import build_bundle
@@ -160,6 +161,61 @@ def test_an_engine_that_is_not_the_model_fails_the_gate_with_exit_3_and_leaves_n
     assert "onnxruntime-cpu: gate strict fails on 24 images" in error
     assert "image phantom-0-" in error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def offset_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """The small model with 4000 added within its last block, and taken off again: float16 loses what it is added to."""
+    model = load_model(read_checkpoint(tiny_checkpoint))
+    block = model.decoder[0].block
+    with torch.no_grad():
+        block.norm1.bias += 4000
+        block.norm2.running_mean += 4000 * block.conv2.weight.sum((1, 2, 3))
+    write_checkpoint(tmp_path / "offset.safetensors", model, "attention")
+    return tmp_path / "offset.safetensors"
+
+
+def test_layers_are_raised_to_fp32_until_the_gate_passes(
+    offset_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = options_for(offset_checkpoint, tmp_path / "x", targets=("onnxruntime-cpu",))
+    monkeypatch.setattr(pipeline, "_LOGIT_ERRORS", (1e9,))  # no layer is raised
+    with pytest.raises(GateError, match="onnxruntime-cpu: gate strict fails"):
+        build_bundle(options)
+    assert not options.output.exists()
+    monkeypatch.setattr(pipeline, "_LOGIT_ERRORS", (1e9, 1e-5))
+    build_bundle(options)
+    with open_verified(options.output) as bundle:
+        kept = bundle.manifest.precision.kept_fp32
+        assert any(layer.name.startswith("decoder.0") and layer.reason for layer in kept)
+        assert bundle.manifest.precision.dtype_counts["float16"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target_options": {"tensorrt_max_batch": "x"}}, "tensorrt_max_batch is 'x'"),
+        ({"target_options": {"tensorrt_colour": 1}}, "unknown option tensorrt_colour"),
+        ({"compute_capabilities": ("3.5",)}, "does not build for compute capability 3.5"),
+    ],
+    ids=str,
+)
+def test_a_wrong_setting_of_a_builder_is_found_before_the_work(
+    changes: dict[str, object], message: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        build_bundle(options_for(tiny_checkpoint, tmp_path / "x", **changes))
+
+
+def test_every_engine_passes_the_strict_gate_on_real_radiographs(lungs: Path, tmp_path: Path) -> None:
+    options = BuildOptions("attention", Precision.FP16, tmp_path / "x", data=lungs, split="validation")
+    build_bundle(options)
+    with open_verified(options.output) as bundle:
+        manifest = bundle.manifest
+    assert manifest.gate.images is not None
+    assert (manifest.gate.images.data, manifest.gate.images.count) == ("lungs", 56)
+    assert set(CPU_TARGETS) <= {engine.target for engine in manifest.engines}
+    assert all(engine.gate is not None and engine.gate.passed for engine in manifest.engines)
 
 
 def test_the_command_prints_one_json_document(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Final
 
 from unetx_exporters.onnx.graph import check, infer_types, opset_of
@@ -20,7 +21,7 @@ __all__ = ["store_fp16"]
 _FLOAT: Final = 1  # TensorProto.FLOAT
 
 
-def store_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+def store_fp16(model: onnx.ModelProto, keep_fp32: Collection[str] = ()) -> onnx.ModelProto:
     """Store the float32 weights of a graph as float16, and cast them back in front of their readers.
 
     For targets without float16 arithmetic: the file is half as large and the weights are those of the float16
@@ -31,6 +32,8 @@ def store_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     ----------
     model : onnx.ModelProto
         Float32 graph.
+    keep_fp32 : collection of str
+        Names of nodes whose weights stay float32.
 
     Returns
     -------
@@ -43,6 +46,7 @@ def store_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     stored.CopyFrom(model)
     graph = stored.graph
     constant = _must_stay_constant(stored)
+    constant |= {name for node in graph.node if node.name in keep_fp32 for name in node.input}
     casts = []
     for tensor in graph.initializer:
         if (
