@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from unetx_exporters.gate_cases import DriftCase, keep_worst
 from unetx_exporters.gate_images import GateImage
-from unetx_opt.errors import DataError, ExportError, GateError, SpecError
+from unetx_opt.errors import DataError, ExportError, SpecError
 from unetx_opt.imaging.postprocess import label_mask, restore_logits
 from unetx_opt.imaging.preprocess import ImageGeometry, prepare_image
-from unetx_opt.metrics.gates import ComparedMasks, GateDecision, ImageDrift, drift_of
+from unetx_opt.metrics.gates import ComparedMasks, ImageDrift, drift_of
 from unetx_opt.metrics.overlap import class_mask
 from unetx_opt.specs import InputContract
 
@@ -26,7 +26,6 @@ __all__ = [
     "DriftOptions",
     "Engine",
     "MeasuredImage",
-    "fastest_passing",
     "measure_drift",
 ]
 
@@ -175,28 +174,6 @@ def measure_drift(
         images=tuple(measured.values()),
         worst_cases=worst,
     )
-
-
-def fastest_passing(measurement: DriftMeasurement, decisions: Mapping[str, GateDecision]) -> str | None:
-    """Choose the engine with the least median time among those that passed, or None where none did.
-
-    Parameters
-    ----------
-    measurement : DriftMeasurement
-        Its times are compared.
-    decisions : mapping of str to GateDecision
-        The engines to choose from, by the names of the measurement; of equally fast ones the first is taken.
-
-    Raises
-    ------
-    GateError
-        A decision is about an engine that was not measured.
-    """
-    unknown = [name for name in decisions if name not in measurement.call_ms]
-    if unknown:
-        raise GateError(f"engine {unknown[0]} was not measured, expected one of {', '.join(measurement.call_ms)}")
-    passing = [name for name, decision in decisions.items() if decision.passed]
-    return min(passing, key=measurement.median_call_ms, default=None)
 
 
 def _note_image(image: GateImage, measured: dict[str, MeasuredImage]) -> None:

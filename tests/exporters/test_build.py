@@ -96,6 +96,17 @@ def test_the_type_of_every_engine_is_what_it_says(built: BuildResult) -> None:
             assert engine.compute_dtype == stored
 
 
+def test_of_one_target_the_engine_that_was_fastest_before_the_gate_comes_first(built: BuildResult) -> None:
+    evidence = json.loads((built.bundle / "evidence" / "gate.json").read_text())
+    took_ms = {entry["name"]: entry["median_call_ms"] for entry in evidence["targets"] if entry["kept"]}
+    with open_verified(built.bundle) as bundle:
+        records = [engine.record for engine in bundle.manifest.engines if engine.target == "openvino-cpu"]
+    names = [f"openvino-cpu {record.settings['inference_precision']}" for record in records]
+    times = [took_ms.get(name, took_ms.get("openvino-cpu")) for name in names]
+    assert times
+    assert times == sorted(times)
+
+
 def test_engines_that_cannot_run_here_were_judged_by_their_graph(built: BuildResult) -> None:
     with open_verified(built.bundle) as bundle:
         for engine in bundle.manifest.engines:
@@ -165,7 +176,7 @@ def test_an_engine_that_is_not_the_model_fails_the_gate_with_exit_3_and_leaves_n
 
 @pytest.fixture
 def offset_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
-    """The small model with 4000 added within its last block, and taken off again: float16 loses what it is added to."""
+    """The small model with 4000 added within its last block and taken off again: float16 loses the rest."""
     model = load_model(read_checkpoint(tiny_checkpoint))
     block = model.decoder[0].block
     with torch.no_grad():
