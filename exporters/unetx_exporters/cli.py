@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from unetx_exporters.targets import TARGETS
 from unetx_opt.models.variants import VARIANTS
 from unetx_opt.specs import Precision
 
 if TYPE_CHECKING:
     from unetx_exporters.result import BuildResult
-
-_TARGETS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu", "openvino-cpu")
 
 
 @click.command()
@@ -29,7 +28,7 @@ _TARGETS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu", "
     "--target",
     "targets",
     multiple=True,
-    type=click.Choice(_TARGETS),
+    type=click.Choice(tuple(TARGETS)),
     help="Build this target; may be repeated. Without it: every target that this machine can build.",
 )
 @click.option(

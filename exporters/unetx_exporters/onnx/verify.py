@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from unetx_exporters.onnx.graph import JUNCTION_PREFIX, OUTPUT_NAME, mark_outputs
 from unetx_opt.errors import ExportError
+from unetx_opt.lifetime import Closing
 from unetx_opt.optional import require
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class JunctionParity:
     passed: bool
 
 
-class GraphRunner:
+class GraphRunner(Closing):
     """An ONNX Runtime CPU session on a graph; a context manager.
 
     It computes float32 whatever the graph says: see `emulate_fp16` for a graph that is typed float16.
@@ -138,14 +138,6 @@ class GraphRunner:
     def close(self) -> None:
         """Free the session; the runner cannot be used any more."""
         self._session = None
-
-    def __enter__(self) -> GraphRunner:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def junction_parity(

@@ -6,8 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 from unetx_opt.bundle.archive import ArchiveContents
 from unetx_opt.bundle.contents import Contents, Kind, hash_stream
@@ -20,11 +19,12 @@ from unetx_opt.bundle.manifest import (
     parse_manifest,
 )
 from unetx_opt.errors import BundleError
+from unetx_opt.lifetime import Closing
 
 __all__ = ["Bundle", "file_problems", "open_contents", "open_verified", "read_manifest"]
 
 
-class Bundle:
+class Bundle(Closing):
     """An opened bundle whose every byte was checked; a context manager.
 
     Attributes
@@ -74,17 +74,6 @@ class Bundle:
     def close(self) -> None:
         """Let go of the path."""
         self._contents.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_verified(path: Path) -> Bundle:

@@ -10,10 +10,11 @@ import contextlib
 import ctypes
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
 from unetx_opt.errors import EngineError
+from unetx_opt.lifetime import Closing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,7 +130,7 @@ class FloatBuffer:
         self.address = address
 
 
-class CudaStream:
+class CudaStream(Closing):
     """A stream on the first device with the buffers that belong to it: a context manager, not thread-safe.
 
     Parameters
@@ -223,14 +224,3 @@ class CudaStream:
                     self._driver.call(name, argument)
         with contextlib.suppress(EngineError):
             self._driver.call("cuDevicePrimaryCtxRelease_v2", self._device)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -6,10 +6,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from unetx_opt.errors import EngineError
+from unetx_opt.lifetime import Closing
 from unetx_opt.runtime.sessions.base import Session
 from unetx_opt.specs import EngineRecord, InputContract
 
@@ -75,7 +76,7 @@ class Segmentation:
         return MappingProxyType({name: pixels * pixel_mm2 for name, pixels in self.areas_px.items()})
 
 
-class Segmenter:
+class Segmenter(Closing):
     """A loaded engine with its input contract: a context manager.
 
     `segment` may be called from several threads at once: it keeps nothing between calls, and the session runs
@@ -191,17 +192,6 @@ class Segmenter:
         session, self._session = self._session, None
         if session is not None:
             session.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _open_session(self) -> Session:
         session = self._session

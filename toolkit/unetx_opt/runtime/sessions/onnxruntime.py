@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
 from unetx_opt.errors import EngineError
+from unetx_opt.lifetime import Closing
 from unetx_opt.optional import require
 from unetx_opt.runtime.sessions.base import INPUT_NAME, OUTPUT_NAME, OpenRequest
 from unetx_opt.specs import EngineRecord, Host
@@ -131,7 +132,7 @@ def session_options(threads: int | None = None) -> Any:
     return options
 
 
-class OnnxRuntimeSession:
+class OnnxRuntimeSession(Closing):
     """A loaded ONNX file. ONNX Runtime's own `run` may be called from several threads at once."""
 
     def __init__(self, session: Any, target: str, compute_dtype: str) -> None:
@@ -168,17 +169,6 @@ class OnnxRuntimeSession:
     def close(self) -> None:
         """Free the session; an inference that still runs in another thread ends first."""
         self._session = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _first_line(error: Exception) -> str:

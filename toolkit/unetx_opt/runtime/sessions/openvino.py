@@ -7,10 +7,11 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
 from unetx_opt.errors import EngineError
+from unetx_opt.lifetime import Closing
 from unetx_opt.optional import require
 from unetx_opt.runtime.sessions.base import INPUT_NAME, OpenRequest, OtherArithmeticError
 from unetx_opt.specs import EngineRecord, Host
@@ -164,7 +165,7 @@ def arithmetic_dtype(layers: Iterable[ExecutedLayer]) -> str:
     return counts.most_common(1)[0][0] if counts else "float32"
 
 
-class OpenVINOSession:
+class OpenVINOSession(Closing):
     """A compiled OpenVINO model with one infer request, which a lock hands to one caller at a time.
 
     With the latency hint one inference uses every thread, so that a second one beside it would gain nothing.
@@ -207,17 +208,6 @@ class OpenVINOSession:
         """Free the compiled model."""
         with self._lock:
             self._request = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _first_line(error: Exception) -> str:

@@ -8,11 +8,11 @@ import math
 import os
 import threading
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from unetx_opt.errors import EngineError
 from unetx_opt.files import write_file
+from unetx_opt.lifetime import Closing
 from unetx_opt.runtime.cuda_memory import CudaDriver, CudaStream, FloatBuffer
 from unetx_opt.runtime.sessions.base import INPUT_NAME, OUTPUT_NAME
 from unetx_opt.specs import EngineRecord
@@ -30,7 +30,7 @@ CACHE_VARIABLE: Final = "UNETX_TENSORRT_CACHE"
 _log = logging.getLogger(__name__)
 
 
-class TensorRTSession:
+class TensorRTSession(Closing):
     """A plan with its execution context and its buffers on the device; a lock hands it to one caller at a time.
 
     Parameters
@@ -181,17 +181,6 @@ class TensorRTSession:
                 write_file(self._cache_path, data)
         except OSError as error:
             _log.warning("compiled kernels cannot be kept in %s: %s", self._cache_path.parent, error)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _error_log(trt: Any) -> Any:
