@@ -41,7 +41,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing unetx-opt and its development tools into $(VENV) (some minutes the first time)"
-	@$(PIP_INSTALL) -e '.[export,cpu,rtx,dicom,dev]'
+	@$(PIP_INSTALL) -e '.[export,train,cpu,rtx,crf,dicom,sign,bench,node,dev]'
 	@touch $(VENV)/.installed $@
 
 # --- quickstart -------------------------------------------------------------------------------------------------

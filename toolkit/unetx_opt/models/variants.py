@@ -51,7 +51,7 @@ class Variant:
 
 _ROWS = (
     Variant("unet", "baseline U-Net, skips concatenated"),
-    Variant("focal", "the baseline's graph, trained with focal loss", loss="focal"),
+    Variant("focal", "the baseline's graph, trained with focal loss", loss="focal_dice"),
     Variant(
         "attention",
         "attended skips, added instead of concatenated",
@@ -71,7 +71,7 @@ _ROWS = (
         gate=Gate.NEIGHBOURHOOD,
         gated_skips=2,
         dilations=(1, 2, 4, 8),
-        loss="focal",
+        loss="focal_dice",
         postprocess="dense_crf",
         why_not="the dense CRF step is not part of this version",
     ),

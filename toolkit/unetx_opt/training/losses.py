@@ -1,4 +1,4 @@
-"""Losses on logits: cross-entropy with soft Dice, and the focal loss; binary (K = 1) and multi-class (K >= 2)."""
+"""Losses on logits: cross-entropy, focal loss and soft Dice; binary (K = 1) and multi-class (K >= 2)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ else:
     torch = require("torch", purpose="training a model")
     functional = torch.nn.functional
 
-__all__ = ["LOSSES", "Loss", "cross_entropy_dice", "focal", "get_loss"]
+__all__ = ["LOSSES", "Loss", "cross_entropy", "cross_entropy_dice", "focal", "focal_dice", "get_loss", "soft_dice"]
 
 
-def cross_entropy_dice(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum of the mean cross-entropy and one minus the mean soft Dice of the foreground classes.
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of all pixels.
 
     Parameters
     ----------
@@ -30,6 +30,25 @@ def cross_entropy_dice(logits: Tensor, labels: Tensor) -> Tensor:
         (N, K, H, W); K = 1 is binary (sigmoid), K >= 2 is multi-class (softmax, class 0 is the background).
     labels : Tensor
         (N, H, W), integers in [0, max(K, 2)).
+
+    Returns
+    -------
+    Tensor
+        Scalar, float32.
+    """
+    logits = logits.float()
+    if logits.shape[1] == 1:
+        return functional.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits.dtype))
+    return functional.cross_entropy(logits, labels.long())
+
+
+def soft_dice(logits: Tensor, labels: Tensor) -> Tensor:
+    """One minus the mean soft Dice over images and foreground classes.
+
+    Parameters
+    ----------
+    logits, labels : Tensor
+        As in `cross_entropy`.
 
     Returns
     -------
@@ -44,15 +63,23 @@ def cross_entropy_dice(logits: Tensor, labels: Tensor) -> Tensor:
     logits = logits.float()
     if logits.shape[1] == 1:
         target = labels.unsqueeze(1).to(logits.dtype)
-        entropy = functional.binary_cross_entropy_with_logits(logits, target)
         chance = logits.sigmoid()
     else:
-        entropy = functional.cross_entropy(logits, labels.long())
         chance = logits.softmax(dim=1)[:, 1:]
         target = _one_hot(labels, logits.shape[1])[:, 1:]
     overlap = (chance * target).sum(dim=(2, 3))
     size = chance.sum(dim=(2, 3)) + target.sum(dim=(2, 3))
-    return entropy + 1.0 - ((2.0 * overlap + 1.0) / (size + 1.0)).mean()
+    return 1.0 - ((2.0 * overlap + 1.0) / (size + 1.0)).mean()
+
+
+def cross_entropy_dice(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum of `cross_entropy` and `soft_dice`: what the baseline is trained with."""
+    return cross_entropy(logits, labels) + soft_dice(logits, labels)
+
+
+def focal_dice(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum of `focal` and `soft_dice`: the baseline's loss with the focal loss in the place of the cross-entropy."""
+    return focal(logits, labels) + soft_dice(logits, labels)
 
 
 def focal(logits: Tensor, labels: Tensor, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
@@ -114,6 +141,9 @@ LOSSES: Final[Mapping[str, Loss]] = MappingProxyType(
         row.name: row
         for row in (
             Loss("bce_dice", "cross-entropy + soft Dice", cross_entropy_dice),
+            Loss("focal_dice", "focal loss (alpha 0.75 on the foreground, gamma 2) + soft Dice", focal_dice),
+            Loss("cross_entropy", "cross-entropy", cross_entropy),
+            Loss("dice", "soft Dice", soft_dice),
             Loss("focal", "focal loss, alpha 0.75 on the foreground, gamma 2", focal),
         )
     }
