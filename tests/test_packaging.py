@@ -46,7 +46,7 @@ NEEDS_TORCH = {
 NEEDS_ONNX = "unetx_exporters.onnx."
 # Module of an optional package -> its distribution, where the names differ.
 DISTRIBUTIONS = {
-    "cuda": "cuda-bindings",
+    "pynvml": "nvidia-ml-py", "cuda": "cuda-bindings",
     "cyclonedx": "cyclonedx-python-lib",
     "pydensecrf": "pydensecrf2",
     "tensorrt_rtx": "tensorrt-rtx",
