@@ -86,7 +86,8 @@ def test_a_sure_and_right_answer_costs_almost_nothing_and_a_wrong_one_much(name:
     right = torch.where(labels.bool(), 20.0, -20.0)[:, None]
     compute = LOSSES[name].compute
     assert float(compute(right, labels)) < 1e-3
-    assert float(compute(-right, labels)) > 1.0
+    # Dice alone never exceeds 1, and its smoothing keeps it a little below.
+    assert float(compute(-right, labels)) > 0.95
 
 
 def test_focal_weighs_the_foreground_more_than_the_background() -> None:
