@@ -27,6 +27,7 @@ from unetx_opt.bundle.parts import (
     SkippedTarget,
     SourceCheckpoint,
 )
+from unetx_opt.bundle.sign import Signer
 from unetx_opt.bundle.write import staged_bundle, write_bundle
 from unetx_opt.specs import EngineRecord, InputContract, ModelSpec, Precision
 
@@ -121,12 +122,12 @@ def make_manifest(**changes: Any) -> Manifest:
     return Manifest(**{**fields, **changes})
 
 
-def write_into(directory: Path, manifest: Manifest | None = None) -> Manifest:
+def write_into(directory: Path, manifest: Manifest | None = None, signer: Signer | None = None) -> Manifest:
     for name, data in FILES.items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    return write_bundle(directory, manifest if manifest is not None else make_manifest())
+    return write_bundle(directory, manifest if manifest is not None else make_manifest(), signer)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from unetx_opt.bundle.parts import Engine, GateEvidence
+from unetx_opt.bundle.sign import Signer
 from unetx_opt.bundle.write import staged_bundle, write_bundle
 from unetx_opt.cli.main import main
 from unetx_opt.specs import EngineRecord
@@ -41,7 +42,9 @@ def graph(scale: float, *, height: int = 64, width: int = 96, rows: int | None =
 def build(tmp_path: Path, samples: Any) -> Build:
     """Makes a bundle whose engines are ONNX files, given by name, or records of other targets."""
 
-    def make(files: dict[str, bytes], *others: EngineRecord, archive: bool = False) -> Path:
+    def make(
+        files: dict[str, bytes], *others: EngineRecord, archive: bool = False, signer: Signer | None = None
+    ) -> Path:
         path = tmp_path / "bundle"
         records = [EngineRecord("onnxruntime-cpu", (name,), settings={"file": name}) for name in files]
         manifest = samples.make_manifest(
@@ -54,7 +57,7 @@ def build(tmp_path: Path, samples: Any) -> Build:
                 (directory / name).write_bytes(data)
             for other in others:
                 (directory / other.files[0]).write_bytes(b"plan")
-            write_bundle(directory, manifest)
+            write_bundle(directory, manifest, signer)
         return path
 
     return make
@@ -233,13 +236,56 @@ def test_verify_fails_where_no_engine_can_run(capsys: pytest.CaptureFixture[str]
     assert "no engine of this bundle runs on this machine: tensorrt-rtx: " in err
 
 
+def key_pair(folder: Path) -> tuple[Path, Path]:
+    """A fresh key as OpenSSL writes it: private and public file."""
+    ed25519 = pytest.importorskip(
+        "cryptography.hazmat.primitives.asymmetric.ed25519", reason="signing needs cryptography"
+    )
+    form = pytest.importorskip("cryptography.hazmat.primitives.serialization")
+    key = ed25519.Ed25519PrivateKey.generate()
+    private, public = folder / "key.pem", folder / "public.pem"
+    private.write_bytes(key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption()))
+    public.write_bytes(key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo))
+    return private, public
+
+
 def test_a_signature_that_is_demanded_and_absent_is_an_error(
     capsys: pytest.CaptureFixture[str], build: Build, tmp_path: Path
 ) -> None:
-    key = tmp_path / "key.pem"
-    key.write_bytes(b"")
-    code, out, err = run(capsys, "verify", build({"a.onnx": graph(20.0)}), "--public-key", key)
+    _, public = key_pair(tmp_path)
+    path = build({"a.onnx": graph(20.0)})
+    code, out, err = run(capsys, "verify", path, "--public-key", public)
     assert code == 1
-    assert "the bundle is not signed: bundles are not signed yet by this version" in err
+    assert "the bundle is not signed, and a signature is demanded" in err
     assert "ok" not in out.splitlines()
-    assert run(capsys, "verify", tmp_path, "--public-key", tmp_path / "no.pem")[0] == 2
+    assert run(capsys, "verify", path, "--public-key", tmp_path / "no.pem")[0] == 2
+
+
+def test_every_command_that_runs_a_bundle_obeys_the_keys_of_the_environment(
+    capsys: pytest.CaptureFixture[str], build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, public = key_pair(tmp_path)
+    path = build({"a.onnx": graph(20.0)})
+    monkeypatch.setenv("UNETX_OPT_PUBLIC_KEY", str(public))
+    for arguments in (("verify", path), ("segment", path, tmp_path / "no.png", "-o", tmp_path / "out")):
+        Path(tmp_path, "no.png").write_bytes(b"")
+        code, _, err = run(capsys, *arguments)
+        assert code == 1
+        assert "the bundle is not signed, and a signature is demanded" in err
+
+
+def test_verify_says_whose_signature_it_found_and_whether_it_is_proven(
+    capsys: pytest.CaptureFixture[str], build: Build, tmp_path: Path
+) -> None:
+    from unetx_opt.bundle.sign import read_signer
+
+    private, public = key_pair(tmp_path)
+    signer = read_signer(private)
+    path = build({"a.onnx": graph(20.0)}, signer=signer)
+    key = signer.key.sha256[:16]
+    code, out, _ = run(capsys, "verify", path)
+    assert (code, f"signature by the key {key}, not checked" in out) == (0, True)
+    code, out, _ = run(capsys, "verify", path, "--public-key", public)
+    assert (code, f"signature by the key {key}, which is trusted" in out) == (0, True)
+    code, out, _ = run(capsys, "verify", path, "--public-key", public, "--json")
+    assert json.loads(out)["signature"] == {"key_sha256": signer.key.sha256, "proven": True}

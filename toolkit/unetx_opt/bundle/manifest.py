@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from unetx_opt.bundle.fields import Fields, FileName, Name, Text, check_names
+from unetx_opt.bundle.fields import Fields, FileName, Name, Sha256, Text, check_names
 from unetx_opt.bundle.parts import (
     Build,
     Engine,
@@ -27,6 +27,7 @@ from unetx_opt.bundle.parts import (
     SkippedTarget,
     SourceCheckpoint,
 )
+from unetx_opt.bundle.sign import SIGNATURE_NAME
 from unetx_opt.bundle.strict_json import parse_object
 from unetx_opt.errors import BundleError, SpecError
 from unetx_opt.specs import InputContract, ModelSpec
@@ -53,7 +54,7 @@ MAX_MANIFEST_BYTES: Final = 8 * 1024**2
 
 
 class Manifest(Fields):
-    """Everything about a bundle; ``files`` names every file of it but the manifest and its checksum."""
+    """Everything about a bundle; ``files`` names every file of it but the manifest, its checksum and signature."""
 
     schema_version: Literal[1] = 1
     product: Product
@@ -73,6 +74,7 @@ class Manifest(Fields):
     build: Build
     model_card: FileName | None = None
     sbom: FileName | None = None
+    signing_key_sha256: Sha256 | None = None
     notes: Annotated[tuple[Text, ...], Field(max_length=100)] = ()
 
     @model_validator(mode="after")
@@ -110,7 +112,7 @@ def _check_gate(manifest: Manifest) -> None:
 
 
 def _check_files(manifest: Manifest) -> None:
-    check_names([*manifest.files, MANIFEST_NAME, CHECKSUM_NAME])
+    check_names([*manifest.files, MANIFEST_NAME, CHECKSUM_NAME, SIGNATURE_NAME])
     named = [name for engine in manifest.engines for name in engine.files]
     optional = (manifest.model_card, manifest.sbom, manifest.checkpoint.file)
     for name in (*named, *(name for name in optional if name is not None)):
@@ -157,8 +159,10 @@ def parse_manifest(data: bytes, source: str = MANIFEST_NAME) -> Manifest:
     return manifest
 
 
-def with_files(manifest: Manifest, files: Mapping[str, FileRecord], sbom: str | None) -> Manifest:
-    """Complete a manifest with the bundle's files.
+def with_files(
+    manifest: Manifest, files: Mapping[str, FileRecord], sbom: str | None, signing_key_sha256: str | None = None
+) -> Manifest:
+    """Complete a manifest with the bundle's files and the key that will sign it.
 
     Raises
     ------
@@ -167,7 +171,8 @@ def with_files(manifest: Manifest, files: Mapping[str, FileRecord], sbom: str | 
     """
     fields = {name: getattr(manifest, name) for name in Manifest.model_fields}
     with _one_line(MANIFEST_NAME):
-        return Manifest(**{**fields, "files": dict(sorted(files.items())), "sbom": sbom})
+        made = {"files": dict(sorted(files.items())), "sbom": sbom, "signing_key_sha256": signing_key_sha256}
+        return Manifest(**{**fields, **made})
 
 
 def serialize_manifest(manifest: Manifest) -> bytes:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,10 +19,46 @@ from unetx_opt.bundle.manifest import (
     Manifest,
     parse_manifest,
 )
+from unetx_opt.bundle.sign import (
+    MAX_SIGNATURE_BYTES,
+    SIGNATURE_NAME,
+    Signature,
+    VerifyingKey,
+    check_signature,
+    parse_signature,
+)
 from unetx_opt.errors import BundleError
 from unetx_opt.lifetime import Closing
 
-__all__ = ["Bundle", "file_problems", "open_contents", "open_verified", "read_manifest"]
+__all__ = ["Bundle", "StoredManifest", "file_problems", "open_contents", "open_verified", "read_manifest"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredManifest:
+    """A manifest as it is stored, with what signs it.
+
+    Attributes
+    ----------
+    manifest : Manifest
+        What it says.
+    data : bytes
+        Its bytes.
+    signature : Signature or None
+        Of the key that the manifest names; not proven, see `demand`.
+    """
+
+    manifest: Manifest
+    data: bytes
+    signature: Signature | None
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 (hex) of `data`."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    def demand(self, trusted: Sequence[VerifyingKey]) -> VerifyingKey:
+        """Return the one of some keys that signed the manifest, or raise `BundleError`."""
+        return check_signature(self.data, self.signature, trusted)
 
 
 class Bundle(Closing):
@@ -76,32 +113,36 @@ class Bundle(Closing):
         self._contents.close()
 
 
-def open_verified(path: Path) -> Bundle:
+def open_verified(path: Path, trusted: Sequence[VerifyingKey] | None = None) -> Bundle:
     """Open a bundle after checking every byte of it, in constant memory.
 
     Parameters
     ----------
     path : pathlib.Path
         A bundle directory, or an archive.
+    trusted : sequence of VerifyingKey, optional
+        Keys of which one must have signed it; None opens unsigned bundles too.
 
     Raises
     ------
     BundleError
         There is no bundle; a file is missing, altered, cut, or one that the manifest does not list; a link or
         a special file; a name that is unsafe or not portable; a manifest that is altered, malformed, too large
-        or of another schema version.
+        or of another schema version; a signature that was taken away, or is not one of the keys demanded.
     """
     contents = open_contents(path)
     try:
         for problem in contents.problems():
             raise BundleError(f"{path}: {problem}")
-        manifest, digest = read_manifest(contents)
-        for problem in file_problems(contents, manifest):
+        stored = read_manifest(contents)
+        if trusted is not None:
+            _demand(path, stored, trusted)
+        for problem in file_problems(contents, stored.manifest):
             raise BundleError(f"{path}: {problem}")
     except BaseException:
         contents.close()
         raise
-    return Bundle(contents, manifest, digest)
+    return Bundle(contents, stored.manifest, stored.sha256)
 
 
 def open_contents(path: Path) -> Contents:
@@ -123,13 +164,13 @@ def open_contents(path: Path) -> Contents:
     raise BundleError(f"{path} {reason}: expected a bundle, as unetx-opt build makes it")
 
 
-def read_manifest(contents: Contents) -> tuple[Manifest, str]:
-    """Read the manifest and check it against its checksum; return it and its SHA-256.
+def read_manifest(contents: Contents) -> StoredManifest:
+    """Read the manifest and its signature, and check it against its checksum.
 
     Raises
     ------
     BundleError
-        It is missing, altered or malformed.
+        It is missing, altered or malformed, or the signature that it names is missing or another one.
     """
     data = _read_small(contents, MANIFEST_NAME, MAX_MANIFEST_BYTES)
     digest = hashlib.sha256(data).hexdigest()
@@ -138,7 +179,8 @@ def read_manifest(contents: Contents) -> tuple[Manifest, str]:
             f"{contents.path}: {MANIFEST_NAME} was altered: {CHECKSUM_NAME} does not hold its hash; get the "
             "bundle again"
         )
-    return parse_manifest(data, f"{contents.path}: {MANIFEST_NAME}"), digest
+    manifest = parse_manifest(data, f"{contents.path}: {MANIFEST_NAME}")
+    return StoredManifest(manifest, data, _read_signature(contents, manifest.signing_key_sha256))
 
 
 def file_problems(contents: Contents, manifest: Manifest) -> Iterator[str]:
@@ -150,7 +192,7 @@ def file_problems(contents: Contents, manifest: Manifest) -> Iterator[str]:
         One line for each file that is missing, unlisted, of another size, or altered.
     """
     sizes = contents.sizes()
-    for name in sorted(set(sizes) - set(manifest.files) - {MANIFEST_NAME, CHECKSUM_NAME}):
+    for name in sorted(set(sizes) - set(manifest.files) - {MANIFEST_NAME, CHECKSUM_NAME, SIGNATURE_NAME}):
         yield f"{name} is not listed in the manifest"
     for name, record in sorted(manifest.files.items()):
         if name not in sizes:
@@ -162,6 +204,34 @@ def file_problems(contents: Contents, manifest: Manifest) -> Iterator[str]:
                 found, _ = hash_stream(stream)
             if found != record.sha256:
                 yield f"{name} was altered: its SHA-256 is {found}, the manifest says {record.sha256}"
+
+
+def _read_signature(contents: Contents, key_sha256: str | None) -> Signature | None:
+    is_there = SIGNATURE_NAME in contents.sizes()
+    if key_sha256 is None:
+        if is_there:
+            raise BundleError(f"{contents.path}: {SIGNATURE_NAME} is there, but the manifest names no key")
+        return None
+    if not is_there:
+        raise BundleError(
+            f"{contents.path}: the key {key_sha256[:16]} signed the bundle, and {SIGNATURE_NAME} was taken away: "
+            "get the bundle again"
+        )
+    data = _read_small(contents, SIGNATURE_NAME, MAX_SIGNATURE_BYTES)
+    signature = parse_signature(data, f"{contents.path}: {SIGNATURE_NAME}")
+    if signature.key_sha256 != key_sha256:
+        raise BundleError(
+            f"{contents.path}: {SIGNATURE_NAME} is of the key {signature.key_sha256[:16]}, the manifest names "
+            f"{key_sha256[:16]}: get the bundle again"
+        )
+    return signature
+
+
+def _demand(path: Path, stored: StoredManifest, trusted: Sequence[VerifyingKey]) -> None:
+    try:
+        stored.demand(trusted)
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from None
 
 
 def _read_small(contents: Contents, name: str, limit: int) -> bytes:

@@ -23,6 +23,7 @@ from unetx_opt.bundle.manifest import (
 )
 from unetx_opt.bundle.parts import FileRecord
 from unetx_opt.bundle.sbom import SBOM_NAME, bill_of_materials
+from unetx_opt.bundle.sign import SIGNATURE_NAME, Signer
 from unetx_opt.errors import BundleError, UnetxError
 from unetx_opt.files import scratch_directory, staged_directory
 from unetx_opt.specs import Host
@@ -65,16 +66,18 @@ def staged_bundle(path: Path, *, archive: bool = False, overwrite: bool = False)
         write_archive(DirectoryContents(directory), path, overwrite=overwrite)
 
 
-def write_bundle(directory: Path, manifest: Manifest) -> Manifest:
+def write_bundle(directory: Path, manifest: Manifest, signer: Signer | None = None) -> Manifest:
     """Complete a directory of engines to a bundle.
 
     Parameters
     ----------
     directory : pathlib.Path
-        Holds every file of the bundle but the three that are made here: the bill of materials
-        (``sbom.cdx.json``), the manifest and its checksum.
+        Holds every file of the bundle but those that are made here: the bill of materials (``sbom.cdx.json``), the
+        manifest, its checksum and its signature.
     manifest : Manifest
         Without ``files`` and ``sbom``.
+    signer : Signer, optional
+        Signs the manifest; without one the bundle has no signature.
 
     Returns
     -------
@@ -89,7 +92,7 @@ def write_bundle(directory: Path, manifest: Manifest) -> Manifest:
     contents = DirectoryContents(directory)
     for problem in contents.problems():
         raise BundleError(f"{directory}: {problem}")
-    for name in (MANIFEST_NAME, CHECKSUM_NAME, SBOM_NAME):
+    for name in (MANIFEST_NAME, CHECKSUM_NAME, SIGNATURE_NAME, SBOM_NAME):
         if name in contents.sizes():
             raise BundleError(f"{directory} already holds {name}: write into an empty directory")
     files = {}
@@ -98,7 +101,7 @@ def write_bundle(directory: Path, manifest: Manifest) -> Manifest:
             files[name] = _record(*hash_stream(stream))
     sbom = bill_of_materials(with_files(manifest, files, None))
     files[SBOM_NAME] = _record(hashlib.sha256(sbom).hexdigest(), len(sbom))
-    complete = with_files(manifest, files, SBOM_NAME)
+    complete = with_files(manifest, files, SBOM_NAME, None if signer is None else signer.key.sha256)
     data = serialize_manifest(complete)
     if parse_manifest(data) != complete:
         raise BundleError(f"{MANIFEST_NAME} does not read back as it was written: report this as a defect")
@@ -106,6 +109,8 @@ def write_bundle(directory: Path, manifest: Manifest) -> Manifest:
     Path(directory, MANIFEST_NAME).write_bytes(data)
     checksum = f"{hashlib.sha256(data).hexdigest()}  {MANIFEST_NAME}\n"
     Path(directory, CHECKSUM_NAME).write_bytes(checksum.encode("ascii"))
+    if signer is not None:
+        Path(directory, SIGNATURE_NAME).write_bytes(signer.sign(data))
     return complete
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unetx_opt.cli.output import echo_json, note, progress
+from unetx_opt.cli.trust import public_key_option, read_trusted_keys
 from unetx_opt.errors import UnetxError
 
 if TYPE_CHECKING:
@@ -51,10 +52,9 @@ class _Radiograph:
 )
 @click.option("--target", metavar="NAME", help="Use the engine of this target and no other.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of one inference.")
+@public_key_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def segment(
-    bundle: Path, inputs: tuple[Path, ...], output: Path, target: str | None, threads: int | None, as_json: bool
-) -> None:
+def segment(bundle: Path, inputs: tuple[Path, ...], output: Path, *, as_json: bool, **opening: Any) -> None:
     """Segment radiographs (PNG or DICOM files, or folders of them) with a BUNDLE.
 
     Each input NAME gives NAME.mask.png and NAME.overlay.png in the output folder. An input that cannot be
@@ -64,7 +64,8 @@ def segment(
 
     jobs = tuple(_name_jobs(_expand(inputs)))
     _refuse_replaced_inputs(jobs, output)
-    with open_bundle(bundle, target, threads) as segmenter:
+    trusted = read_trusted_keys(opening.pop("public_keys"))
+    with open_bundle(bundle, **opening, trusted=trusted) as segmenter:
         _note_engine(segmenter)
         results = list(_segment_all(segmenter, jobs, output, quiet=as_json))
         header = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from unetx_opt.cli.output import echo_json
+from unetx_opt.cli.trust import public_key_option, read_trusted_keys
 from unetx_opt.errors import BundleError, EngineError, ImageError, MissingPackageError
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from unetx_opt.bundle.open import Bundle
+    from unetx_opt.bundle.sign import VerifyingKey
     from unetx_opt.runtime.segmenter import Segmentation
     from unetx_opt.specs import EngineRecord
 
@@ -26,11 +29,6 @@ __all__ = ["verify"]
 # difference of probabilities over an image, is another network or an engine that computes wrongly.
 _MAX_MEAN_DIFFERENCE: Final = 0.05
 _PHANTOM_SEED: Final = 1
-
-_UNSIGNED: Final = (
-    "the bundle is not signed: bundles are not signed yet by this version; verify it without --public-key, "
-    "and compare its manifest hash with one that you got another way"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +64,9 @@ class _Trial:
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--public-key",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Demand a signature of this key.",
-)
+@public_key_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def verify(bundle: Path, public_key: Path | None, as_json: bool) -> None:
+def verify(bundle: Path, public_keys: tuple[Path, ...], as_json: bool) -> None:
     """Check every byte of BUNDLE against its manifest, and run its engines on a phantom.
 
     Engines that this machine cannot run are listed with the reason; at least one must run. The exit code is 1
@@ -80,19 +74,20 @@ def verify(bundle: Path, public_key: Path | None, as_json: bool) -> None:
     """
     from unetx_opt.bundle.check import check_bundle
 
-    check = check_bundle(bundle)
+    trusted = read_trusted_keys(public_keys)
+    check = check_bundle(bundle, trusted)
     problems = list(check.problems)
-    trial = _Trial() if problems else _try_engines(bundle)
+    trial = _Trial() if problems else _try_engines(bundle, trusted)
     problems.extend(trial.problems)
-    if public_key is not None:
-        problems.append(_UNSIGNED)
     result = {
         "bundle": str(bundle),
         "ok": not problems,
         "kind": check.kind,
         "files": check.files,
         "size_bytes": check.size,
-        "signature": None,
+        "signature": None
+        if check.signing_key_sha256 is None
+        else {"key_sha256": check.signing_key_sha256, "proven": check.signature_proven},
         "problems": problems,
         "engines": [asdict(run) for run in trial.runs],
         "comparisons": [asdict(comparison) for comparison in trial.comparisons],
@@ -108,13 +103,13 @@ def verify(bundle: Path, public_key: Path | None, as_json: bool) -> None:
         raise BundleError(f"{first}{more}")
 
 
-def _try_engines(path: Path) -> _Trial:
+def _try_engines(path: Path, trusted: Sequence[VerifyingKey] | None) -> _Trial:
     from unetx_opt.bundle.open import open_verified
     from unetx_opt.runtime.host import probe_host
     from unetx_opt.runtime.opening import open_bundle
     from unetx_opt.runtime.sessions.table import describe_reasons, rank_engines
 
-    with open_verified(path) as bundle:
+    with open_verified(path, trusted) as bundle:
         records = [engine.record for engine in bundle.manifest.engines]
         choice = rank_engines(records, probe_host())
         skipped = tuple(
@@ -128,7 +123,7 @@ def _try_engines(path: Path) -> _Trial:
     if not any(run.ran for run in runs):
         return _Trial((*runs, *skipped), problems=problems)
     try:
-        with open_bundle(path) as segmenter:  # as `unetx-opt segment` opens it
+        with open_bundle(path, trusted=trusted) as segmenter:  # as `unetx-opt segment` opens it
             preferred = segmenter.target
     except (EngineError, MissingPackageError) as error:
         problems = (*problems, str(error))
@@ -214,6 +209,15 @@ def _compare(first: tuple[str, Segmentation], second: tuple[str, Segmentation]) 
     )
 
 
+def _describe_signature(signature: dict[str, Any] | None) -> str:
+    if signature is None:
+        return "none: the bytes are as they were written, by whom is not proven"
+    key = signature["key_sha256"][:16]
+    if signature["proven"]:
+        return f"by the key {key}, which is trusted"
+    return f"by the key {key}, not checked: pass --public-key to prove it"
+
+
 def _print(result: dict[str, Any], trial: _Trial) -> None:
     if result["kind"] is not None:
         click.echo(
@@ -238,5 +242,5 @@ def _print(result: dict[str, Any], trial: _Trial) -> None:
     for problem in result["problems"]:
         click.echo(f"problem   {problem}")
     if result["ok"]:
-        click.echo("signature none: the bytes are as they were written, by whom is not proven")
+        click.echo(f"signature {_describe_signature(result['signature'])}")
         click.echo("ok")

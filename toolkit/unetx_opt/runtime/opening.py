@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,18 @@ from unetx_opt.specs import EngineRecord
 
 if TYPE_CHECKING:
     from unetx_opt.bundle.open import Bundle
+    from unetx_opt.bundle.sign import VerifyingKey
 
 __all__ = ["open_bundle"]
 
 
-def open_bundle(path: Path | str, target: str | None = None, threads: int | None = None) -> Segmenter:
+def open_bundle(
+    path: Path | str,
+    target: str | None = None,
+    threads: int | None = None,
+    *,
+    trusted: Sequence[VerifyingKey] | None = None,
+) -> Segmenter:
     """Open a bundle with the engine that this machine runs best.
 
     Parameters
@@ -29,6 +37,8 @@ def open_bundle(path: Path | str, target: str | None = None, threads: int | None
         Use the engine of this target and no other.
     threads : int, optional
         CPU threads of one inference, at least 1; None leaves it to the engine.
+    trusted : sequence of VerifyingKey, optional
+        Refuse every bundle that none of these keys signed, see `unetx_opt.bundle.sign.read_verifying_key`.
 
     Returns
     -------
@@ -38,7 +48,8 @@ def open_bundle(path: Path | str, target: str | None = None, threads: int | None
     Raises
     ------
     BundleError
-        The bundle is incomplete, altered, unsafe, or asks for a step that this version does not have.
+        The bundle is incomplete, altered, unsafe, not signed as demanded, or asks for a step that this version does
+        not have.
     EngineError
         No engine of it runs here: every one is listed with its reason.
     """
@@ -46,7 +57,7 @@ def open_bundle(path: Path | str, target: str | None = None, threads: int | None
 
     if threads is not None and threads < 1:
         raise EngineError(f"threads is {threads}, expected at least 1")
-    with open_verified(Path(path)) as bundle:
+    with open_verified(Path(path), trusted) as bundle:
         return _open_best(bundle, target, threads)
 
 
