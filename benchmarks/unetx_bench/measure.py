@@ -1,0 +1,373 @@
+"""Latency of several contenders in one run: verified, warmed up, then timed in turns until the answer is sure enough.
+
+The rules, in the order in which they apply:
+
+1. Verify. A contender with a check is called once and its result is checked; a wrong one is not timed.
+2. Warm up. Rounds of all contenders, in windows of `WARM_UP_WINDOW` rounds, until for every contender the median of
+   the last window is at most 5 % below that of the one before, and `warmup_seconds` have passed; or until
+   `warmup_maximum_seconds` have. The result says which.
+3. Sample. In each round every contender runs once, in an order that is drawn anew: what disturbs the machine hits
+   all alike, and who runs first is chance (see `unetx_bench.statistics`).
+4. Stop when the interval of every median, and of every ratio that was asked for, is no wider than +- `half_width`,
+   after `minimum_rounds` and `minimum_seconds`; or at `maximum_rounds` or `maximum_seconds`. Looks are `_GROWTH`
+   apart, and they look at widths only, never at who is ahead.
+
+Every sample is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetx_bench.clock import Clock, ClockFigures, get_clock, measure_clock
+from unetx_bench.errors import MeasurementError
+from unetx_bench.statistics import quantile_interval, ratio_interval
+
+__all__ = [
+    "Contender",
+    "MeasureOptions",
+    "Measurement",
+    "Monitor",
+    "Quiet",
+    "WarmUp",
+    "measure_interleaved",
+]
+
+WARM_UP_WINDOW: Final = 5
+_WARM_UP_FALL: Final = 0.05
+_GROWTH: Final = 1.25
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """Something that is timed.
+
+    Attributes
+    ----------
+    name : str
+        Unique within a measurement.
+    call : callable
+        One complete inference: it returns when its result is there.
+    check : callable or None
+        Takes the result of a call; gives what is wrong with it, or None.
+    clock : str
+        Key of `unetx_bench.clock.CLOCKS`.
+    """
+
+    name: str
+    call: Callable[[], object]
+    check: Callable[[object], str | None] | None = None
+    clock: str = "monotonic"
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureOptions:
+    """When to begin and when to stop.
+
+    Attributes
+    ----------
+    confidence : float
+        Of the intervals that stopping looks at.
+    half_width : float
+        Relative: 0.01 stops when every median and every ratio asked for is known to +- 1 %.
+    ratios : tuple of (str, str)
+        Names of numerator and denominator.
+    minimum_rounds, maximum_rounds : int
+        Samples of each contender.
+    minimum_seconds, maximum_seconds : float
+        Of sampling, warm-up excluded.
+    warmup_seconds, warmup_maximum_seconds : float
+        Least and most time for warming up.
+    idle_gap_s : float
+        Pause before every call: 0 is a stream of images; with a gap caches, clocks and threads have gone to sleep,
+        as they have at a scanner that sends one image a minute.
+    seed : int
+        Of the order of the contenders.
+    """
+
+    confidence: float = 0.95
+    half_width: float = 0.01
+    ratios: tuple[tuple[str, str], ...] = ()
+    minimum_rounds: int = 30
+    maximum_rounds: int = 100_000
+    minimum_seconds: float = 1.0
+    maximum_seconds: float = 60.0
+    warmup_seconds: float = 0.5
+    warmup_maximum_seconds: float = 20.0
+    idle_gap_s: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.minimum_rounds <= self.maximum_rounds:
+            raise MeasurementError(
+                f"rounds are {self.minimum_rounds} to {self.maximum_rounds}, expected 1 or more, the least first"
+            )
+        if self.half_width <= 0 or self.idle_gap_s < 0:
+            raise MeasurementError(
+                f"half_width is {self.half_width} and idle_gap_s {self.idle_gap_s}, expected above 0, and 0 or more"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUp:
+    """What happened before the first sample.
+
+    Attributes
+    ----------
+    rounds : int
+        Calls of each contender.
+    seconds : float
+        Time that they took.
+    stable : bool
+        Whether the rule was met, or the time was up.
+    first_call_ms : mapping of str to float
+        The very first call of each contender, which in most engines allocates memory or compiles.
+    """
+
+    rounds: int
+    seconds: float
+    stable: bool
+    first_call_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Everything that was measured.
+
+    Attributes
+    ----------
+    samples_ms : mapping of str to numpy.ndarray
+        Contender -> float64 (rounds,); the same index is the same round.
+    order : numpy.ndarray
+        int (rounds, contenders): who ran when, as indices into the names.
+    started_s : numpy.ndarray
+        float64 (rounds,): when each round began, in seconds since the first.
+    warmup : WarmUp
+        Before the first sample.
+    stopped : str
+        "precise" or "rounds" or "time": the rule that ended it.
+    disturbances : tuple of str
+        What else the machine did, in words; empty for a quiet run, and where nothing watched.
+    clock : ClockFigures
+        The host's clock on this machine, measured before the first sample.
+    """
+
+    samples_ms: Mapping[str, NDArray[np.float64]]
+    order: NDArray[np.int64]
+    started_s: NDArray[np.float64]
+    warmup: WarmUp
+    stopped: str
+    disturbances: tuple[str, ...]
+    clock: ClockFigures
+
+    @property
+    def rounds(self) -> int:
+        """Samples of each contender."""
+        return len(self.order)
+
+
+class Monitor(Protocol):
+    """What watches the machine while it is measured; never called inside a sample."""
+
+    def start(self) -> None:
+        """Begin."""
+        ...
+
+    def between_rounds(self) -> None:
+        """Look, if it is time to."""
+        ...
+
+    def stop(self) -> tuple[str, ...]:
+        """End, and say what disturbed the run."""
+        ...
+
+
+class Quiet:
+    """A monitor that watches nothing."""
+
+    def start(self) -> None:
+        """Do nothing."""
+
+    def between_rounds(self) -> None:
+        """Do nothing."""
+
+    def stop(self) -> tuple[str, ...]:
+        """Find nothing."""
+        return ()
+
+
+@dataclass(slots=True)
+class _Samples:
+    """What grows while rounds are run; durations in nanoseconds."""
+
+    durations: list[list[int]] = field(default_factory=list)
+    orders: list[NDArray[np.int64]] = field(default_factory=list)
+    started: list[float] = field(default_factory=list)
+
+    def by_contender(self) -> NDArray[np.float64]:
+        return np.asarray(self.durations, dtype=np.float64).T / 1e6
+
+
+def measure_interleaved(
+    contenders: Sequence[Contender],
+    options: MeasureOptions = MeasureOptions(),
+    monitor: Monitor | None = None,
+) -> Measurement:
+    """Time contenders in turns; see the module for the rules.
+
+    Parameters
+    ----------
+    contenders : sequence of Contender
+        At least one.
+    options : MeasureOptions
+        When to begin and when to stop.
+    monitor : Monitor, optional
+        Watches the machine.
+
+    Returns
+    -------
+    Measurement
+        Also where the time was up before the intervals were narrow: `stopped` says so.
+
+    Raises
+    ------
+    MeasurementError
+        Names repeat or are unknown, a clock cannot be read here, or a contender's result is wrong.
+    """
+    _check_names(contenders, options)
+    clocks = [get_clock(contender.clock) for contender in contenders]
+    first_call_ms = {
+        contender.name: _verify(contender, clock) for contender, clock in zip(contenders, clocks, strict=True)
+    }
+    watch = Quiet() if monitor is None else monitor
+    generator = np.random.default_rng(options.seed)
+    with _without_collection():
+        warmup = _warm_up(contenders, clocks, generator, options, first_call_ms)
+        figures = measure_clock()
+        watch.start()
+        try:
+            samples, stopped = _sample(contenders, clocks, generator, options, watch)
+        finally:
+            disturbances = watch.stop()
+    table = samples.by_contender()
+    started = np.asarray(samples.started)
+    return Measurement(
+        samples_ms=MappingProxyType({contender.name: row for contender, row in zip(contenders, table, strict=True)}),
+        order=np.asarray(samples.orders),
+        started_s=started - started[0],
+        warmup=warmup,
+        stopped=stopped,
+        disturbances=disturbances,
+        clock=figures,
+    )
+
+
+def _check_names(contenders: Sequence[Contender], options: MeasureOptions) -> None:
+    names = [contender.name for contender in contenders]
+    if not names:
+        raise MeasurementError("nothing was given to measure, expected at least one contender")
+    if len(set(names)) != len(names):
+        raise MeasurementError(f"two contenders have one name: {', '.join(names)}")
+    unknown = sorted({name for pair in options.ratios for name in pair} - set(names))
+    if unknown:
+        raise MeasurementError(f"a ratio of {', '.join(unknown)} was asked for, expected one of {', '.join(names)}")
+
+
+def _verify(contender: Contender, clock: Clock) -> float:
+    """Call a contender for the first time, in ms, and check its result."""
+    results: list[object] = []
+    took_ns = clock.time_ns(lambda: results.append(contender.call()))
+    problem = None if contender.check is None else contender.check(results[0])
+    if problem is not None:
+        raise MeasurementError(f"{contender.name} is not timed, because its result is wrong: {problem}")
+    return took_ns / 1e6
+
+
+def _run_round(
+    contenders: Sequence[Contender], clocks: Sequence[Clock], generator: np.random.Generator, gap_s: float
+) -> tuple[NDArray[np.int64], list[int]]:
+    order = generator.permutation(len(contenders))
+    durations = [0] * len(contenders)
+    for index in order:
+        if gap_s:
+            time.sleep(gap_s)
+        durations[index] = clocks[index].time_ns(contenders[index].call)
+    return order, durations
+
+
+def _warm_up(
+    contenders: Sequence[Contender],
+    clocks: Sequence[Clock],
+    generator: np.random.Generator,
+    options: MeasureOptions,
+    first_call_ms: Mapping[str, float],
+) -> WarmUp:
+    start = time.perf_counter()
+    before, rounds, stable, seconds = None, 0, False, 0.0
+    while not (stable and seconds >= options.warmup_seconds) and seconds < options.warmup_maximum_seconds:
+        window = [_run_round(contenders, clocks, generator, 0.0)[1] for _ in range(WARM_UP_WINDOW)]
+        rounds += len(window)
+        medians = np.median(np.asarray(window, dtype=np.float64), axis=0)
+        stable = before is not None and bool((medians >= before * (1 - _WARM_UP_FALL)).all())
+        before = medians
+        seconds = time.perf_counter() - start
+    return WarmUp(rounds, seconds, stable, MappingProxyType(dict(first_call_ms)))
+
+
+def _sample(
+    contenders: Sequence[Contender],
+    clocks: Sequence[Clock],
+    generator: np.random.Generator,
+    options: MeasureOptions,
+    watch: Monitor,
+) -> tuple[_Samples, str]:
+    samples = _Samples()
+    names = [contender.name for contender in contenders]
+    start = time.perf_counter()
+    look = options.minimum_rounds
+    while True:
+        samples.started.append(time.perf_counter())
+        order, durations = _run_round(contenders, clocks, generator, options.idle_gap_s)
+        samples.orders.append(order)
+        samples.durations.append(durations)
+        watch.between_rounds()
+        rounds, seconds = len(samples.orders), time.perf_counter() - start
+        if rounds >= look and seconds >= options.minimum_seconds:
+            look = max(rounds + 1, round(rounds * _GROWTH))
+            if _is_precise(dict(zip(names, samples.by_contender(), strict=True)), options):
+                return samples, "precise"
+        if rounds >= options.maximum_rounds:
+            return samples, "rounds"
+        if seconds >= options.maximum_seconds:
+            return samples, "time"
+
+
+def _is_precise(samples_ms: Mapping[str, NDArray[np.float64]], options: MeasureOptions) -> bool:
+    for row in samples_ms.values():
+        median = quantile_interval(row, 0.5, options.confidence)
+        if median is None or median.half_width > options.half_width:
+            return False
+    ratios = (ratio_interval(samples_ms[a], samples_ms[b], options.confidence) for a, b in options.ratios)
+    return all(ratio.half_width <= options.half_width for ratio in ratios)
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Collect garbage now and not in the middle of somebody's sample."""
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
