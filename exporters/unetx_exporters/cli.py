@@ -76,6 +76,12 @@ if TYPE_CHECKING:
 )
 @click.option("--archive", is_flag=True, help="Write the bundle as one file instead of a directory.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+@click.option(
+    "--sign-key",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Sign the bundle with this Ed25519 private key (PEM).",
+)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the phantoms.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
@@ -87,17 +93,20 @@ def build(context: click.Context, /, as_json: bool, **chosen: Any) -> None:
     """
     from unetx_exporters.options import BuildOptions
     from unetx_exporters.pipeline import build_bundle
+    from unetx_opt.bundle.sign import read_signer
     from unetx_opt.cli.output import echo_json, progress
 
     precision = Precision(chosen.pop("precision"))
     output = chosen.pop("output")
     if output is None:
         output = Path(f"{chosen['variant']}-{precision}" + (".unetx" if chosen["archive"] else ""))
+    sign_key = chosen.pop("sign_key")
     options = BuildOptions(
         precision=precision,
         output=output,
         target_options=dict(_read_option(text) for text in chosen.pop("target_options")),
         command=tuple(context.find_root().obj or ("unetx-opt", "build")),
+        signer=None if sign_key is None else read_signer(sign_key, _ask_password),
         **chosen,
     )
     with progress(enabled=not as_json) as display:
@@ -111,6 +120,11 @@ def build(context: click.Context, /, as_json: bool, **chosen: Any) -> None:
         echo_json(result)
     else:
         _print(result)
+
+
+def _ask_password() -> str:
+    password: str = click.prompt("password of the signing key", hide_input=True, err=True)
+    return password
 
 
 def _read_option(text: str) -> tuple[str, int | float | str]:

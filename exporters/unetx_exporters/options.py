@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from unetx_opt.errors import SpecError
 from unetx_opt.specs import InputContract, Precision
+
+if TYPE_CHECKING:
+    from unetx_opt.bundle.sign import Signer
 
 __all__ = ["DEFAULT_SIZE_PX", "BuildOptions"]
 
@@ -55,6 +58,8 @@ class BuildOptions:
         The command line; the manifest holds it with every path cut to its file name.
     seed : int
         Of the phantoms and of the random inputs of the parity check.
+    signer : Signer or None
+        Signs the bundle.
     """
 
     variant: str
@@ -73,6 +78,7 @@ class BuildOptions:
     overwrite: bool = False
     command: tuple[str, ...] = ()
     seed: int = 0
+    signer: Signer | None = None
 
     def __post_init__(self) -> None:
         if self.precision is Precision.INT8:

@@ -23,9 +23,10 @@ from unetx_exporters.tensorrt.header import check_capabilities
 from unetx_exporters.tensorrt.options import read_options
 from unetx_opt.bundle.write import staged_bundle, write_bundle
 from unetx_opt.errors import ExportError, GateError, SpecError
+from unetx_opt.imaging.refinement import Refiner, make_refiner
 from unetx_opt.metrics.gates import MINIMUM_IMAGES, explain_failure
 from unetx_opt.models.checkpoint import Checkpoint, load_model, read_checkpoint, reference_checkpoint
-from unetx_opt.models.variants import get_variant
+from unetx_opt.models.postprocess import read_step
 from unetx_opt.runtime.host import probe_host
 from unetx_opt.specs import EngineRecord, Host, InputContract, Precision
 
@@ -86,13 +87,14 @@ def build_bundle(options: BuildOptions, report: Progress = _no_report) -> BuildR
     targets, skipped = choose_targets(options.targets, host)
     size_px = _choose_size(options, checkpoint)
     contract = InputContract(height=size_px, width=size_px, channels=checkpoint.spec.in_channels)
+    _bind_step(checkpoint, contract)  # what it lacks is said before minutes of work
     images = _gate_images(options, size_px)
     with staged_bundle(options.output, archive=options.archive, overwrite=options.overwrite) as directory:
         with tempfile.TemporaryDirectory(prefix="unetx-build-") as scratch:
             build = _Build(options, checkpoint, contract, host, directory, report)
             findings = build.run(Path(scratch), targets, images, skipped)
         report("manifest", 0, 1)
-        write_bundle(directory, assemble_manifest(options, checkpoint, contract, host, findings))
+        write_bundle(directory, assemble_manifest(options, checkpoint, contract, host, findings), options.signer)
     page = None if images is None else _GATE_PAGE
     return summarize_build(options, size_px, findings, page, time.monotonic() - started)
 
@@ -153,6 +155,7 @@ class _Build:
             directory=self.directory,
             report=self.report,
             worst_cases=_PICTURES if self.options.pictures else 0,
+            refiner=_bind_step(self.checkpoint, self.contract),
         )
         evaluation = evaluate_engines(engines, model, images, self.contract, setup)
         kept = _keep_passing(engines, evaluation)
@@ -217,11 +220,13 @@ class _Build:
 
 
 def _read(options: BuildOptions) -> Checkpoint:
-    variant = get_variant(options.variant)
-    if variant.why_not is not None:
-        raise SpecError(f"variant {variant.name} cannot be built: {variant.why_not}")
     path = options.checkpoint if options.checkpoint is not None else reference_checkpoint(options.variant)
     return read_checkpoint(path, variant=options.variant)
+
+
+def _bind_step(checkpoint: Checkpoint, contract: InputContract) -> Refiner | None:
+    step = read_step(checkpoint)
+    return None if step is None else make_refiner(step.name, step.parameters, contract)
 
 
 def _choose_size(options: BuildOptions, checkpoint: Checkpoint) -> int:
