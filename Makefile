@@ -42,6 +42,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing unetx-opt and its development tools into $(VENV) (some minutes the first time)"
 	@$(PIP_INSTALL) -e '.[export,train,cpu,rtx,crf,dicom,sign,bench,node,dev]'
+	@# The reference CRF is compiled from source; without a compiler its tests skip.
+	@if command -v g++ >/dev/null; then $(PIP_INSTALL) -e '.[crf-reference]'; fi
 	@touch $(VENV)/.installed $@
 
 # --- quickstart -------------------------------------------------------------------------------------------------
