@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from unetx_opt.errors import DataError, ImageError
 from unetx_opt.files import relative_name
+from unetx_opt.training.labelled import file_sha256
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,6 +115,11 @@ class FolderDataset:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the values of `mask`."""
+        return ("background", "foreground")
+
     def image(self, index: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
         """Read one image, (H, W), grey values as stored.
 
@@ -152,13 +158,23 @@ class FolderDataset:
             )
         return (stored > limit).astype(np.uint8)
 
-    def digest(self) -> str:
-        """SHA-256 (hex) over the names and the bytes of every image and mask: the identity of this split."""
+    def fingerprint(self, index: int) -> str:
+        """Return two lines: name and SHA-256 of an image's file, and of its mask's."""
+        names = (f"{folder}/{self.names[index]}" for folder in ("images", "masks"))
+        return "".join(f"{name} {file_sha256(self.root / name)}\n" for name in names)
+
+    def digest(self, fingerprints: Iterable[str] | None = None) -> str:
+        """SHA-256 (hex) over the names and the bytes of every image and mask: the identity of this split.
+
+        Parameters
+        ----------
+        fingerprints : iterable of str, optional
+            Of every image in order, where the caller needs them too; otherwise they are computed.
+        """
         digest = hashlib.sha256()
-        for name in self.names:
-            for folder in ("images", "masks"):
-                content = hashlib.sha256((self.root / folder / name).read_bytes()).hexdigest()
-                digest.update(f"{folder}/{name} {content}\n".encode())
+        computed = (self.fingerprint(index) for index in range(len(self)))
+        for lines in computed if fingerprints is None else fingerprints:
+            digest.update(lines.encode())
         return digest.hexdigest()
 
 

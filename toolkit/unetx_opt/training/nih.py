@@ -18,7 +18,7 @@ while the folder is opened.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Final
 from unetx_opt.errors import DataError, ImageError
 from unetx_opt.training.chexmask import ORGANS, CheXmaskRow, CheXmaskTable
 from unetx_opt.training.datasets import SPLITS, FolderDataset
+from unetx_opt.training.labelled import file_sha256
 from unetx_opt.training.nih_folder import assign_splits, entry_table, find_images, find_table
 from unetx_opt.training.run_lengths import parse_landmarks
 
@@ -180,14 +181,24 @@ class NihDataset:
         labels = _combine(left, right, heart, len(self.label_names))
         return _resize_nearest(labels, shape)
 
-    def digest(self) -> str:
-        """SHA-256 (hex) over names, labels, and the bytes of every image and mask: the identity of this split."""
+    def fingerprint(self, index: int) -> str:
+        """Return a line: an image's name, the SHA-256 of its file, and that of its masks and their size."""
+        row = self._table.row(self.names[index])
+        masks = hashlib.sha256("|".join((str(row.shape), *(row.runs[organ] for organ in ORGANS))).encode())
+        return f"{self.names[index]} {file_sha256(self._path(index))} {masks.hexdigest()}\n"
+
+    def digest(self, fingerprints: Iterable[str] | None = None) -> str:
+        """SHA-256 (hex) over names, labels, and the bytes of every image and mask: the identity of this split.
+
+        Parameters
+        ----------
+        fingerprints : iterable of str, optional
+            Of every image in order, where the caller needs them too; otherwise they are computed.
+        """
         digest = hashlib.sha256("|".join(self.label_names).encode())
-        for index, name in enumerate(self.names):
-            row = self._table.row(name)
-            masks = hashlib.sha256("|".join((str(row.shape), *(row.runs[organ] for organ in ORGANS))).encode())
-            image = hashlib.sha256(self._path(index).read_bytes())
-            digest.update(f"{name} {image.hexdigest()} {masks.hexdigest()}\n".encode())
+        computed = (self.fingerprint(index) for index in range(len(self)))
+        for line in computed if fingerprints is None else fingerprints:
+            digest.update(line.encode())
         return digest.hexdigest()
 
     def _path(self, index: int) -> Path:

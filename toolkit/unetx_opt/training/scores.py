@@ -14,7 +14,7 @@ from unetx_opt.imaging.postprocess import label_mask, restore_logits
 from unetx_opt.imaging.preprocess import prepare_image
 from unetx_opt.metrics.overlap import dice, iou, pixel_accuracy
 from unetx_opt.optional import require
-from unetx_opt.training.datasets import FolderDataset
+from unetx_opt.training.labelled import LabelledImages
 from unetx_opt.training.options import training_contract
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class ImageScore:
     name : str
         File name.
     dice, iou : float
-        Of the foreground, 0 to 1.
+        Mean over the classes without the background, 0 to 1.
     accuracy : float
         Share of pixels that agree, 0 to 1.
     """
@@ -69,14 +69,14 @@ def segment_image(model: UNet, image: NDArray[Any], size_px: int) -> NDArray[np.
     return label_mask(restore_logits(logits_chw, geometry))
 
 
-def score_model(model: UNet, dataset: FolderDataset, size_px: int) -> tuple[ImageScore, ...]:
+def score_model(model: UNet, dataset: LabelledImages, size_px: int) -> tuple[ImageScore, ...]:
     """Score every image of a data set.
 
     Parameters
     ----------
     model : UNet
         In evaluation mode, on the CPU.
-    dataset : FolderDataset
+    dataset : LabelledImages
         Images and masks.
     size_px : int
         Height and width of the network's input.
@@ -86,10 +86,15 @@ def score_model(model: UNet, dataset: FolderDataset, size_px: int) -> tuple[Imag
     tuple of ImageScore
         In the order of the data set.
     """
+    classes = range(1, len(dataset.label_names))
     scores = []
     for index, name in enumerate(dataset.names):
         found, mask = segment_image(model, dataset.image(index), size_px), dataset.mask(index)
-        scores.append(ImageScore(name, dice(found, mask), iou(found, mask), pixel_accuracy(found, mask)))
+        means = (
+            math.fsum(measure(found, mask, class_index) for class_index in classes) / len(classes)
+            for measure in (dice, iou)
+        )
+        scores.append(ImageScore(name, *means, accuracy=pixel_accuracy(found, mask)))
     return tuple(scores)
 
 
