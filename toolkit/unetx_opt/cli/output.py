@@ -17,11 +17,17 @@ import click
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["echo_json", "note", "progress"]
+__all__ = ["echo_json", "json_text", "note", "progress"]
 
 
 def echo_json(obj: object) -> None:
-    """Print one JSON document on stdout.
+    """Print one JSON document on stdout, as `json_text` makes it."""
+    # The whole text first: a value that is refused leaves stdout empty, never half a document.
+    click.echo(json_text(obj))
+
+
+def json_text(obj: object) -> str:
+    """Turn a result into one JSON document.
 
     Parameters
     ----------
@@ -37,9 +43,7 @@ def echo_json(obj: object) -> None:
     TypeError
         A value of another type.
     """
-    # The whole text first: a value that is refused leaves stdout empty, never half a document.
-    text = json.dumps(obj, indent=2, allow_nan=False, default=_plain)
-    click.echo(text)
+    return json.dumps(obj, indent=2, allow_nan=False, default=_plain)
 
 
 def note(text: str) -> None:

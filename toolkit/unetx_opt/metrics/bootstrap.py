@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from unetx_opt.errors import DataError
 
-__all__ = ["RESAMPLES", "MeanInterval", "mean_interval", "paired_lower_bound"]
+__all__ = ["RESAMPLES", "MeanInterval", "mean_interval", "paired_lower_bound", "resample_means"]
 
 RESAMPLES: Final = 10_000
 # Resamples drawn at once: about 8 MB, whatever the number of images.
@@ -114,6 +114,33 @@ def mean_interval(
     )
 
 
+def resample_means(sample: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
+    """Draw as many values as there are, with replacement, and average them; again and again.
+
+    Parameters
+    ----------
+    sample : numpy.ndarray
+        (N,) finite values. Their order matters: the same seed draws the same places.
+    resamples : int
+        How often.
+    seed : int
+        Of NumPy's PCG64.
+
+    Returns
+    -------
+    numpy.ndarray
+        (resamples,) float64. Those of ``-sample`` are exactly the negatives.
+    """
+    generator = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    step = max(1, _BLOCK_VALUES // sample.size)
+    for start in range(0, resamples, step):
+        stop = min(start + step, resamples)
+        chosen = generator.integers(0, sample.size, size=(stop - start, sample.size))
+        means[start:stop] = sample[chosen].mean(axis=1)
+    return means
+
+
 def _resample_means(values: Values, confidence: float, resamples: int, seed: int) -> NDArray[np.float64]:
     sample = np.sort(np.asarray(values, dtype=np.float64))
     if sample.ndim != 1 or sample.size < 2:
@@ -123,11 +150,4 @@ def _resample_means(values: Values, confidence: float, resamples: int, seed: int
         raise DataError(f"{unusable} of {sample.size} values are NaN or infinite: count and report them apart")
     if not 0.5 < confidence < 1.0 or resamples < 1000:
         raise DataError(f"confidence is {confidence} with {resamples} resamples, expected 0.5 to 1 and at least 1000")
-    generator = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    step = max(1, _BLOCK_VALUES // sample.size)
-    for start in range(0, resamples, step):
-        stop = min(start + step, resamples)
-        chosen = generator.integers(0, sample.size, size=(stop - start, sample.size))
-        means[start:stop] = sample[chosen].mean(axis=1)
-    return means
+    return resample_means(sample, resamples, seed)
