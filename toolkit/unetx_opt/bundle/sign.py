@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from unetx_opt.bundle.strict_json import parse_object
 from unetx_opt.errors import BundleError, SpecError
@@ -40,6 +40,9 @@ SIGNATURE_NAME: Final = "manifest.sig.json"
 MAX_SIGNATURE_BYTES: Final = 4096
 _FORMAT: Final = "unetx-opt signature 1"
 _DOMAIN: Final = b"unetx-opt bundle manifest, signature 1\n"
+_ED25519: Final = "cryptography.hazmat.primitives.asymmetric.ed25519"
+_SERIALIZATION: Final = "cryptography.hazmat.primitives.serialization"
+_EXCEPTIONS: Final = "cryptography.exceptions"
 _MAX_KEY_BYTES: Final = 65_536
 _MAKE_KEYS: Final = (
     "openssl genpkey -algorithm ed25519 -out key.pem, then openssl pkey -in key.pem -pubout -out public.pem"
@@ -113,10 +116,8 @@ def read_signer(path: Path, password: Callable[[], str] | None = None) -> Signer
     MissingPackageError
         The package cryptography is not installed.
     """
-    require("cryptography", purpose="signing a bundle")
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
-
+    ed25519 = require(_ED25519, purpose="signing a bundle")
+    serialization = require(_SERIALIZATION, purpose="signing a bundle")
     data = _read_key(path)
     secret = None
     if b"ENCRYPTED" in data:
@@ -124,7 +125,7 @@ def read_signer(path: Path, password: Callable[[], str] | None = None) -> Signer
             raise SpecError(f"{path} is encrypted and there is nobody to ask for its password: decrypt it first")
         secret = password().encode()
     try:
-        key = load_pem_private_key(data, secret)
+        key = serialization.load_pem_private_key(data, secret)
     except (ValueError, TypeError) as error:
         raise SpecError(
             f"{path} is no private key in PEM that can be read with this password, expected Ed25519: {_MAKE_KEYS}"
@@ -133,9 +134,9 @@ def read_signer(path: Path, password: Callable[[], str] | None = None) -> Signer
         raise SpecError(
             f"{path} holds a kind of key that is not known here, expected Ed25519: {_MAKE_KEYS}"
         ) from error
-    if not isinstance(key, Ed25519PrivateKey):
+    if not isinstance(key, ed25519.Ed25519PrivateKey):
         raise SpecError(f"{path} is a {type(key).__name__}, expected an Ed25519 private key: {_MAKE_KEYS}")
-    public = VerifyingKey(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
+    public = VerifyingKey(_raw(key.public_key()))
     return Signer(public, lambda manifest: _sign(key, public, manifest))
 
 
@@ -154,20 +155,18 @@ def read_verifying_key(path: Path) -> VerifyingKey:
     MissingPackageError
         The package cryptography is not installed.
     """
-    require("cryptography", purpose="checking a signature")
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
-
+    ed25519 = require(_ED25519, purpose="checking a signature")
+    serialization = require(_SERIALIZATION, purpose="checking a signature")
     data = _read_key(path)
     if b"PRIVATE KEY" in data:
         raise SpecError(f"{path} is a private key: pass its public half (openssl pkey -in {path.name} -pubout)")
     try:
-        key = load_pem_public_key(data)
+        key = serialization.load_pem_public_key(data)
     except (ValueError, TypeError, *_unsupported()) as error:
         raise SpecError(f"{path} is no public key in PEM, expected Ed25519: {_MAKE_KEYS}") from error
-    if not isinstance(key, Ed25519PublicKey):
+    if not isinstance(key, ed25519.Ed25519PublicKey):
         raise SpecError(f"{path} is a {type(key).__name__}, expected an Ed25519 public key: {_MAKE_KEYS}")
-    return VerifyingKey(key.public_bytes(Encoding.Raw, PublicFormat.Raw))
+    return VerifyingKey(_raw(key))
 
 
 def parse_signature(data: bytes, source: str = SIGNATURE_NAME) -> Signature:
@@ -225,12 +224,11 @@ def check_signature(manifest: bytes, signature: Signature | None, trusted: Seque
             f"the bundle is signed by the key {signature.key_sha256[:16]}, expected {expected}: get the bundle from "
             "its maker, or pass that maker's public key"
         )
-    require("cryptography", purpose="checking a signature")
-    from cryptography.exceptions import InvalidSignature
-
+    ed25519 = require(_ED25519, purpose="checking a signature")
+    invalid: type[Exception] = require(_EXCEPTIONS, purpose="checking a signature").InvalidSignature
     try:
-        _public(key).verify(signature.signature, _DOMAIN + manifest)
-    except InvalidSignature:
+        ed25519.Ed25519PublicKey.from_public_bytes(key.raw).verify(signature.signature, _DOMAIN + manifest)
+    except invalid:
         raise BundleError(
             f"the signature of the key {key.sha256[:16]} does not fit the manifest: the bundle was altered after it "
             "was signed; get it again"
@@ -247,15 +245,13 @@ def _sign(key: Ed25519PrivateKey, public: VerifyingKey, manifest: bytes) -> byte
     return (json.dumps(content, indent=1) + "\n").encode("ascii")
 
 
-def _public(key: VerifyingKey) -> Ed25519PublicKey:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-    return Ed25519PublicKey.from_public_bytes(key.raw)
+def _raw(key: Ed25519PublicKey) -> bytes:
+    serialization = require(_SERIALIZATION, purpose="reading a key")
+    return key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
 
 
 def _unsupported() -> tuple[type[Exception], ...]:
-    exceptions: Any = require("cryptography.exceptions", purpose="reading a key")
-    return (exceptions.UnsupportedAlgorithm,)
+    return (require(_EXCEPTIONS, purpose="reading a key").UnsupportedAlgorithm,)
 
 
 def _read_key(path: Path) -> bytes:
