@@ -162,7 +162,7 @@ def read_verifying_key(path: Path) -> VerifyingKey:
         raise SpecError(f"{path} is a private key: pass its public half (openssl pkey -in {path.name} -pubout)")
     try:
         key = serialization.load_pem_public_key(data)
-    except (ValueError, TypeError, *_unsupported()) as error:
+    except _unreadable() as error:
         raise SpecError(f"{path} is no public key in PEM, expected Ed25519: {_MAKE_KEYS}") from error
     if not isinstance(key, ed25519.Ed25519PublicKey):
         raise SpecError(f"{path} is a {type(key).__name__}, expected an Ed25519 public key: {_MAKE_KEYS}")
@@ -248,6 +248,10 @@ def _sign(key: Ed25519PrivateKey, public: VerifyingKey, manifest: bytes) -> byte
 def _raw(key: Ed25519PublicKey) -> bytes:
     serialization = require(_SERIALIZATION, purpose="reading a key")
     return key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+
+
+def _unreadable() -> tuple[type[Exception], ...]:
+    return (ValueError, TypeError, *_unsupported())
 
 
 def _unsupported() -> tuple[type[Exception], ...]:
