@@ -2,21 +2,27 @@
 
 A model is asked for the same anatomy at several input sizes, so it must see it at several zooms. At zoom 1 a view of
 S x S pixels shows the whole image; at zoom 2 it shows what an S x S part of the image at 2 S looks like. Most views
-are whole; the rest are parts. Nothing here needs torch.
+are whole; the rest are parts. What to show is drawn here; MONAI resamples the pixels and changes their grey values.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
+
+from unetx_opt.optional import require
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["Augmentation", "View", "cut_view", "draw_view", "vary_grey"]
+
+_PURPOSE: Final = "augmenting images"
+_MODES: Final = MappingProxyType({0: "nearest", 1: "bilinear"})
 
 _Pixel = TypeVar("_Pixel", np.float32, np.uint8)
 
@@ -114,31 +120,61 @@ def cut_view(pixels: NDArray[_Pixel], view: View, side_px: int, *, order: int, o
     -------
     ndarray
         (side_px, side_px), the type of `pixels`.
-    """
-    from scipy import ndimage
 
-    angle = math.radians(view.rotation_deg)
-    rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    if view.mirrored:
-        rotation[:, 1] *= -1.0
+    Notes
+    -----
+    Coordinates and weights are double precision, as in `scipy.ndimage.affine_transform`, with which the result agrees
+    to the bit but for rounding; single precision would move labels on the border of a class.
+    """
+    torch, transforms = require("torch", purpose=_PURPOSE), require("monai.transforms", purpose=_PURPOSE)
     extent = np.asarray(pixels.shape, dtype=np.float64)
-    # Result pixel i has its centre at (i + 0.5) / side of the view; the same holds for the image on its own grid.
-    matrix = np.diag(extent / (side_px * np.asarray(view.zoom_yx))) @ rotation
-    offset = np.asarray(view.centre_yx) * extent - 0.5 - matrix @ np.full(2, side_px / 2 - 0.5)
-    cut: NDArray[_Pixel] = ndimage.affine_transform(
-        pixels, matrix, offset, (side_px, side_px), order=order, mode="constant", cval=outside, prefilter=False
+    grid, _ = transforms.AffineGrid(affine=_affine(view, extent, side_px), dtype=np.float64)(
+        spatial_size=(side_px, side_px)
     )
-    return cut
+    resample = transforms.Resample(mode=_MODES[order], padding_mode="border", dtype=np.float64)
+    cut = resample(torch.from_numpy(pixels)[None], grid=grid)[0].as_tensor().numpy()
+    # MONAI counts from the middle of the image; beyond the centres of its outermost pixels nothing is known.
+    half = (extent - 1.0) / 2.0
+    inside = np.abs(grid[0].numpy()) <= half[0]
+    inside &= np.abs(grid[1].numpy()) <= half[1]
+    result: NDArray[_Pixel] = np.where(inside, cut, np.float32(outside)).astype(pixels.dtype)
+    return result
 
 
 def vary_grey(pixels: NDArray[np.float32], random: np.random.Generator, limits: Augmentation) -> NDArray[np.float32]:
-    """Change exponent, contrast, brightness and noise of grey values in [0, 1]; the result is clipped to [0, 1]."""
+    """Change exponent, contrast, brightness and noise of grey values in [0, 1]; the result is clipped to [0, 1].
+
+    Parameters
+    ----------
+    pixels : ndarray
+        (H, W) float32.
+    random : numpy.random.Generator
+        Decides how; the noise comes from it too, because MONAI's own draws from another kind of generator.
+    limits : Augmentation
+        How far.
+    """
+    torch, transforms = require("torch", purpose=_PURPOSE), require("monai.transforms", purpose=_PURPOSE)
     exponent = math.exp(random.uniform(-limits.gamma, limits.gamma))
     gain = math.exp(random.uniform(-limits.contrast, limits.contrast))
     offset = random.uniform(-limits.brightness, limits.brightness)
     deviation = random.uniform(0.0, limits.noise)
-    varied = np.power(np.clip(pixels, 0.0, 1.0), np.float32(exponent), dtype=np.float32)
-    varied = (varied - np.float32(0.5)) * np.float32(gain) + np.float32(0.5 + offset)
-    varied += np.float32(deviation) * random.standard_normal(pixels.shape, dtype=np.float32)
-    clipped: NDArray[np.float32] = np.clip(varied, 0.0, 1.0)
+    noise = np.float32(deviation) * random.standard_normal(pixels.shape, dtype=np.float32)
+    # The exponent acts on the range that MONAI finds in an image: a row of 0 and 1 makes it [0, 1] for every view.
+    pinned = np.concatenate([np.clip(pixels, 0.0, 1.0), np.arange(pixels.shape[1], dtype=np.float32)[None] % 2])
+    varied: Any = transforms.AdjustContrast(gamma=exponent)(torch.from_numpy(pinned))[:-1]
+    varied = transforms.ScaleIntensity(minv=None, maxv=None, factor=gain - 1.0)(varied)
+    varied = transforms.ShiftIntensity(offset=0.5 - 0.5 * gain + offset)(varied)
+    clipped: NDArray[np.float32] = np.clip(varied.as_tensor().numpy() + noise, 0.0, 1.0)
     return clipped
+
+
+def _affine(view: View, extent: NDArray[np.float64], side_px: int) -> NDArray[np.float64]:
+    """(3, 3) matrix from pixels of the view to pixels of the image, both counted from their middles."""
+    angle = math.radians(view.rotation_deg)
+    rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    if view.mirrored:
+        rotation[:, 1] *= -1.0
+    affine = np.eye(3)
+    affine[:2, :2] = np.diag(extent / (side_px * np.asarray(view.zoom_yx))) @ rotation
+    affine[:2, 2] = (np.asarray(view.centre_yx) - 0.5) * extent
+    return affine
