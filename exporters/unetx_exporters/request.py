@@ -36,6 +36,9 @@ class BuildRequest:
         Root of the bundle that is being made; a builder writes only under ``engines/<target>/`` there.
     layer_types : mapping of str to str
         ONNX node name to the element type asked for it ("float16"); what an attestation compares with.
+    graph_int8 : mapping of str to pathlib.Path
+        Quantization scheme ("cpu", "tensorrt") to the graph with Q/DQ pairs made for it; empty unless int8 was
+        asked for. What a builder is given as `graph` is its own scheme's.
     compute_capabilities : tuple of str
         CUDA compute capabilities asked for, such as "8.6"; CPU targets ignore them.
     options : mapping of str to object
@@ -48,5 +51,6 @@ class BuildRequest:
     precision: Precision
     directory: Path
     layer_types: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    graph_int8: Mapping[str, Path] = field(default_factory=lambda: MappingProxyType({}))
     compute_capabilities: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))

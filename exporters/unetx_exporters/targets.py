@@ -31,12 +31,16 @@ class TargetRow:
         ``module:function`` of ``(host) -> str or None``: why no engine can be built there.
     builder : str
         ``module:function`` of ``(BuildRequest) -> tuple of EngineRecord``.
+    scheme : str or None
+        How an int8 graph for it is quantized, a key of `unetx_exporters.quantize.candidates.SCHEMES`; None where
+        the target has no 8-bit convolution.
     """
 
     name: str
     summary: str
     reason: str
     builder: str
+    scheme: str | None
 
     def why_not(self, host: Host) -> str | None:
         """Say why this target cannot be built on a machine, or None where it can."""
@@ -65,18 +69,20 @@ def _resolve(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _row(name: str, summary: str, module: str) -> TargetRow:
+def _row(name: str, summary: str, module: str, scheme: str | None) -> TargetRow:
     noun = name.replace("-", "_")
     path = f"{_PACKAGE}.{module}.build"
-    return TargetRow(name, summary, f"{path}:why_not_build_{noun}", f"{path}:build_{noun}")
+    return TargetRow(name, summary, f"{path}:why_not_build_{noun}", f"{path}:build_{noun}", scheme)
 
 
 _ROWS: Final = (
-    _row("tensorrt", "TensorRT 10.16 or newer, for the GPU of this machine or a family of GPUs", "tensorrt"),
-    _row("tensorrt-rtx", "TensorRT-RTX, for any RTX GPU; built without a GPU", "tensorrt"),
-    _row("onnxruntime-cuda", "ONNX Runtime on CUDA", "onnxruntime"),
-    _row("onnxruntime-cpu", "ONNX Runtime on the CPU; the embedded default", "onnxruntime"),
-    _row("openvino-cpu", "OpenVINO on the CPU", "openvino"),
+    _row(
+        "tensorrt", "TensorRT 10.16 or newer, for the GPU of this machine or a family of GPUs", "tensorrt", "tensorrt"
+    ),
+    _row("tensorrt-rtx", "TensorRT-RTX, for any RTX GPU; built without a GPU", "tensorrt", "tensorrt"),
+    _row("onnxruntime-cuda", "ONNX Runtime on CUDA", "onnxruntime", None),
+    _row("onnxruntime-cpu", "ONNX Runtime on the CPU; the embedded default", "onnxruntime", "cpu"),
+    _row("openvino-cpu", "OpenVINO on the CPU", "openvino", "cpu"),
 )
 
 #: Target -> row. Modules are named by string: listing the table loads none of them.
