@@ -207,7 +207,7 @@ def test_empty_masks_have_no_distance_and_say_so(
     assert document["metrics"]["dice"]["mean"] == 0.0
     assert {row["assd_px"] for row in document["per_image"]} == {None}
     assert main(["evaluate", "--checkpoint", str(empty), "--data", str(phantoms)]) == 0
-    assert f"{COUNT} images have a class in one mask alone" in capsys.readouterr().err
+    assert f"{COUNT} images, without a finite distance" in capsys.readouterr().err
 
 
 def test_without_json_a_table_and_the_worst_images_are_printed(
@@ -217,7 +217,7 @@ def test_without_json_a_table_and_the_worst_images_are_printed(
     arguments = ["--checkpoint", str(checkpoint), "--data", str(phantoms), "--size", "32", "--threads", "1"]
     assert main(["evaluate", *arguments]) == 0
     printed = capsys.readouterr().out
-    for word in ("split test, 6 images", "Dice", "mean IoU", "95 % interval", "worst by Dice"):
+    for word in ("split test, 6 images", "Dice", "mean IoU", "95 % interval", "Worst 6 of 6 images by Dice"):
         assert word in printed
     assert torch.get_num_threads() == before
 

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from unetx_opt.cli.output import echo_json, note, progress
+from unetx_opt.cli.evaluation_request import EvaluationRequest, check_usage
+from unetx_opt.cli.output import echo_json, json_text, note, progress
 from unetx_opt.errors import DataError, EngineError, SpecError
 from unetx_opt.optional import require
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from rich.table import Table
 
+    from unetx_opt.metrics.comparison import Evaluation, Subject
     from unetx_opt.metrics.summary import ImageScores
     from unetx_opt.training.datasets import FolderDataset
     from unetx_opt.training.nih import NihDataset
@@ -26,25 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 _DEFAULT_SIZE_PX: Final = 512
-_WORST_SHOWN: Final = 5
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """The command's options."""
-
-    checkpoint: Path | None
-    bundle: Path | None
-    data: Path
-    split: str
-    size_px: int | None
-    target: str | None
-    threads: int | None
-    partial: bool
-    minimum_dice: float
-    masks: Path | None
-    save_masks: Path | None
-    as_json: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,46 +67,86 @@ class _Predictor:
     help="ChestX-ray14: the CheXmask table, where the folder holds none or several.",
 )
 @click.option("--save-masks", metavar="DIR", type=click.Path(path_type=Path, file_okay=False), help="Keep the masks.")
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Subtract this evaluation, image by image (repeatable).",
+)
+@click.option("-o", "--output", metavar="FILE", type=click.Path(path_type=Path), help="Save the JSON document.")
+@click.option("--contact-sheet", metavar="FILE", type=click.Path(path_type=Path), help="Draw the worst images (PNG).")
+@click.option(
+    "--worst", type=click.IntRange(1, 100), default=12, show_default=True, help="Images to list and to draw."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def evaluate(**given: Any) -> None:
     """Compare the masks of a checkpoint or a bundle with those of a data set.
 
     Figures are means over images, with a 95 % bootstrap interval. Images in which a class is in one mask alone have
-    no finite distance; they are counted, and left out of the mean distance. --save-masks keeps every mask as
-    NAME.png, 0 and 255 for a single class, else label numbers.
-    """
-    from unetx_opt.metrics.summary import summarize
+    no finite distance; they are counted, and left out of the mean distance. Millimetres are given where the data
+    set knows the spacing of its pixels. --save-masks keeps every mask as NAME.png, 0 and 255 for a single class,
+    else label numbers.
 
-    request = _Request(**given)
-    _check_usage(request)
+    --against takes what an earlier run printed with --json or saved with -o: differences of the same images, with
+    95 % intervals, p-values of a sign-flip test, and p-values adjusted for several files (Holm).
+
+    A contact sheet and saved masks show patients: treat them as the data.
+    """
+    from unetx_opt.cli.evaluation_tables import print_evaluation
+    from unetx_opt.files import write_file
+
+    request = EvaluationRequest(**given)
+    check_usage(request)
+    document = _evaluate(request)
+    if request.output is not None:
+        write_file(request.output, f"{json_text(document)}\n".encode())
+    if request.as_json:
+        echo_json(document)
+        return
+    print_evaluation(document, request.worst)
+
+
+def _evaluate(request: EvaluationRequest) -> dict[str, Any]:
+    from unetx_opt.cli.evaluation_sheet import draw_worst
+    from unetx_opt.cli.evaluation_tables import describe_model
+    from unetx_opt.metrics.comparison import check_comparable, read_evaluation
+    from unetx_opt.metrics.summary import rank_failures, summarize
+
+    others = {str(path): read_evaluation(path) for path in request.against}
     with _open_predictor(request) as predictor:
         dataset = _open_dataset(request, len(predictor.label_names))
+        subject = _describe_subject(dataset, predictor.label_names)
+        for other in others.values():
+            check_comparable(subject, other.subject)
         scores = _score_all(predictor, dataset, request)
-    summary = summarize(scores)
-    header = {"data": request.data.resolve().name, "split": request.split, "n": len(scores)}
-    if request.as_json:
-        echo_json({**header, **summary, "model": predictor.facts, "per_image": [image.to_json() for image in scores]})
-        return
-    _print_tables(header, summary, scores)
+        ranked = rank_failures(scores)
+        if request.contact_sheet is not None:
+            subtitle = f"{request.data.resolve().name}, split {request.split}: {describe_model(predictor.facts)}"
+            draw_worst(request.contact_sheet, predictor.segment, dataset, ranked[: request.worst], subtitle)
+    document = {
+        "data": request.data.resolve().name,
+        "split": request.split,
+        "n": len(scores),
+        "data_sha256": subject.data_sha256,
+        **summarize(scores),
+        "model": dict(predictor.facts),
+        "worst_first": [image.name for image in ranked],
+        "per_image": [image.to_json() for image in scores],
+    }
+    return {**document, **_compare(document, others)}
 
 
-def _check_usage(request: _Request) -> None:
-    if (request.checkpoint is None) == (request.bundle is None):
-        raise click.UsageError("Pass either --checkpoint or --bundle.")
-    if request.bundle is not None and request.size_px is not None:
-        raise click.UsageError("--size is for a checkpoint: a bundle's engines have their size.")
-    if request.checkpoint is not None and request.target is not None:
-        raise click.UsageError("--target is for a bundle.")
-    if request.save_masks is not None and _is_inside(request.save_masks, request.data):
-        # The names are those of the images: the masks that are compared with would be replaced.
-        raise click.UsageError("--save-masks is inside --data: choose a folder elsewhere.")
+def _compare(document: Mapping[str, Any], others: Mapping[str, Evaluation]) -> dict[str, Any]:
+    from unetx_opt.metrics.comparison import compare_evaluations, describe_method, parse_evaluation
+
+    if not others:
+        return {}
+    this = parse_evaluation(document, "this evaluation")
+    return {"differences_method": describe_method(), "differences": compare_evaluations(this, others)}
 
 
-def _is_inside(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
-
-
-def _open_predictor(request: _Request) -> AbstractContextManager[_Predictor]:
+def _open_predictor(request: EvaluationRequest) -> AbstractContextManager[_Predictor]:
     if request.bundle is not None:
         return _open_bundle(request.bundle, request.target, request.threads)
     assert request.checkpoint is not None  # noqa: S101  (checked with the usage)
@@ -194,7 +216,7 @@ def _label_names(num_classes: int) -> tuple[str, ...]:
     return known.get(count, ("background", *(f"class {index}" for index in range(1, count))))
 
 
-def _open_dataset(request: _Request, label_count: int) -> FolderDataset | NihDataset:
+def _open_dataset(request: EvaluationRequest, label_count: int) -> FolderDataset | NihDataset:
     from unetx_opt.training.nih import LABEL_SETS, NihDataset, NihOptions, open_dataset
 
     labels = next((name for name, names in LABEL_SETS.items() if len(names) == label_count), "lungs")
@@ -209,13 +231,21 @@ def _open_dataset(request: _Request, label_count: int) -> FolderDataset | NihDat
     return dataset
 
 
+def _describe_subject(dataset: FolderDataset | NihDataset, label_names: Sequence[str]) -> Subject:
+    from unetx_opt.metrics.comparison import Subject
+
+    return Subject("this data set", frozenset(dataset.names), tuple(label_names[1:]), dataset.digest())
+
+
 def _score_all(
-    predictor: _Predictor, dataset: FolderDataset | NihDataset, request: _Request
+    predictor: _Predictor, dataset: FolderDataset | NihDataset, request: EvaluationRequest
 ) -> tuple[ImageScores, ...]:
     from unetx_opt.imaging.files import write_mask_png
     from unetx_opt.metrics.summary import score_mask
+    from unetx_opt.training.pixel_spacing import read_pixel_spacing
 
     names = predictor.label_names
+    spacing_of = read_pixel_spacing(dataset)
     scores = []
     with progress() as display:
         bar = display.add_task("evaluating", total=len(dataset))
@@ -224,40 +254,7 @@ def _score_all(
             if request.save_masks is not None:
                 path = request.save_masks / Path(name).with_suffix(".png")
                 write_mask_png(path, found, num_classes=1 if len(names) == 2 else len(names))
-            scores.append(score_mask(name, found, dataset.mask(index), names))
+            truth = dataset.mask(index)
+            scores.append(score_mask(name, found, truth, names, spacing_of(name, (truth.shape[0], truth.shape[1]))))
             display.advance(bar)
     return tuple(scores)
-
-
-def _print_tables(header: Mapping[str, Any], summary: Mapping[str, Any], scores: Sequence[ImageScores]) -> None:
-    from rich.console import Console
-
-    from unetx_opt.metrics.summary import METRICS
-
-    console = Console()
-    figures = {METRICS[metric]: row for metric, row in summary["metrics"].items()}
-    console.print(_table(f"{header['data']}, split {header['split']}, {header['n']} images", figures))
-    if len(summary["classes"]) > 1:
-        for name, rows in summary["classes"].items():
-            console.print(_table(name, rows))
-    without = header["n"] - summary["metrics"]["hd95_px"]["n"]
-    if without:
-        note(f"{without} images have a class in one mask alone: they have no finite distance")
-    for image in sorted(scores, key=lambda image: image.dice)[:_WORST_SHOWN]:
-        console.print(f"worst by Dice: {image.name} {image.dice:.4f}", highlight=False, markup=False)
-
-
-def _table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    from rich.table import Table
-
-    table = Table("figure", title=title, title_justify="left")
-    for column in ("mean", "std", "95 % interval", "images"):
-        table.add_column(column, justify="right")
-    for name, row in rows.items():
-        interval = "-" if row["ci95"] is None else " to ".join(_number(bound) for bound in row["ci95"])
-        table.add_row(name, _number(row["mean"]), _number(row["std"]), interval, str(row["n"]))
-    return table
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
