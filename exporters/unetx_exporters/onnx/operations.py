@@ -53,6 +53,8 @@ class OperationCount:
     bytes_moved : int
         Bytes of every tensor that a node reads or writes, summed over the nodes: what an engine moves that fuses
         nothing and caches nothing, an upper bound.
+    bytes_by_layer : mapping of str to int
+        Node name to its part of `bytes_moved`, in the order of the graph.
     """
 
     total_flop: int
@@ -60,6 +62,7 @@ class OperationCount:
     by_op_type: Mapping[str, int]
     parameters: int
     bytes_moved: int
+    bytes_by_layer: Mapping[str, int]
 
 
 def count_operations(
@@ -85,19 +88,20 @@ def count_operations(
     shapes, kinds = _shapes(sized), tensor_types(sized)
     by_layer: dict[str, int] = {}
     by_op_type: dict[str, int] = {}
-    bytes_moved = 0
+    bytes_by_layer: dict[str, int] = {}
     for node in sized.graph.node:
         flop = _flop(node, shapes)
         if flop:
             by_layer[node.name] = flop
             by_op_type[node.op_type] = by_op_type.get(node.op_type, 0) + flop
-        bytes_moved += sum(_bytes(name, shapes, kinds) for name in (*node.input, *node.output) if name)
+        bytes_by_layer[node.name] = sum(_bytes(name, shapes, kinds) for name in (*node.input, *node.output) if name)
     return OperationCount(
         total_flop=sum(by_layer.values()),
         by_layer=MappingProxyType(by_layer),
         by_op_type=MappingProxyType(dict(sorted(by_op_type.items(), key=lambda item: -item[1]))),
         parameters=_count_parameters(sized.graph, shapes),
-        bytes_moved=bytes_moved,
+        bytes_moved=sum(bytes_by_layer.values()),
+        bytes_by_layer=MappingProxyType(bytes_by_layer),
     )
 
 
