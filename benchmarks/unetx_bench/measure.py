@@ -62,7 +62,7 @@ class _Samples:
 
 def measure_interleaved(
     contenders: Sequence[Contender],
-    options: MeasureOptions = MeasureOptions(),
+    options: MeasureOptions | None = None,
     monitor: Monitor | None = None,
 ) -> Measurement:
     """Time contenders in turns; see the module for the rules.
@@ -71,7 +71,7 @@ def measure_interleaved(
     ----------
     contenders : sequence of Contender
         At least one.
-    options : MeasureOptions
+    options : MeasureOptions, optional
         When to begin and when to stop.
     monitor : Monitor, optional
         Watches the machine.
@@ -86,6 +86,7 @@ def measure_interleaved(
     MeasurementError
         Names repeat or are unknown, a clock cannot be read here, or a contender's result is wrong.
     """
+    options = options or MeasureOptions()
     _check_names(contenders, options)
     clocks = [get_clock(contender.clock) for contender in contenders]
     first_call_ms = {

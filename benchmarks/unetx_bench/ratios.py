@@ -1,9 +1,10 @@
 """The ratio of two contenders that took turns in random order, and the decision whether one is faster.
 
-Under the hypothesis that the ratio is r, numerator / (r * denominator) is as likely x as 1 / x in every round, however
-the machine's disturbances follow one another in time, because the order within a round was drawn. The signs of the
-log-ratios are then independent fair coins given their sizes, which is all that Wilcoxon's signed-rank test needs. The
-interval holds the ratios that this test does not reject (Hodges and Lehmann 1963); the estimate is their centre.
+Under the hypothesis that the ratio is r, numerator / (r * denominator) is as likely x as 1 / x in every round,
+however the machine's disturbances follow one another in time, because the order within a round was drawn. The signs
+of the log-ratios are then independent fair coins given their sizes, which is all that Wilcoxon's signed-rank test
+needs. The interval holds the ratios that this test does not reject (Hodges and Lehmann 1963); the estimate is their
+centre.
 """
 
 from __future__ import annotations
