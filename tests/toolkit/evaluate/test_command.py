@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,72 +16,18 @@ from PIL import Image
 
 from unetx_opt.cli.main import main
 from unetx_opt.imaging.phantom import chest_phantom
-from unetx_opt.imaging.preprocess import prepare_image
 from unetx_opt.specs import EngineRecord, InputContract, ModelSpec, Precision
 
 torch = pytest.importorskip("torch")
 
 SIDE = 64
 COUNT = 6
+RunJson = Callable[..., dict[str, Any]]
 
 
 def read_png(path: Path) -> Any:
     with Image.open(path) as image:
         return np.array(image)
-
-
-@pytest.fixture(scope="module")
-def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six phantoms of another size than the network's input, all in the test split."""
-    root = tmp_path_factory.mktemp("phantoms")
-    for folder in ("images", "masks"):
-        (root / folder).mkdir()
-    lines = ["file,patient,split"]
-    for index in range(COUNT):
-        image, mask = chest_phantom(index, size_px=96)
-        Image.fromarray(image).save(root / "images" / f"{index}.png")
-        Image.fromarray(mask * np.uint8(255)).save(root / "masks" / f"{index}.png")
-        lines.append(f"{index}.png,{index},test")
-    (root / "splits.csv").write_text("\n".join(lines) + "\n")
-    return root
-
-
-def make_checkpoint(
-    path: Path, *, variant: str = "unet", num_classes: int = 1, head_bias: float | None = None
-) -> Path:
-    """A network that was never trained, with as many pixels of each class: figures need errors of every kind."""
-    from unetx_opt.models.checkpoint import write_checkpoint
-    from unetx_opt.models.unet import build_model
-    from unetx_opt.models.variants import variant_spec
-
-    torch.manual_seed(3)
-    model = build_model(variant_spec("unet", width=4, depth=2, num_classes=num_classes))
-    *_, last = (module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
-    prepared, _ = prepare_image(chest_phantom(0, size_px=96)[0], InputContract(height=SIDE, width=SIDE))
-    image = torch.tensor(prepared)[None]
-    with torch.no_grad():
-        for _ in range(30):  # the running statistics of the normalisation come to fit the image
-            model(image)
-        model.eval()
-        logits = model(image)[0].flatten(1)
-        last.weight /= logits.std(dim=1)[:, None, None, None]
-        last.bias -= last.bias
-        last.bias -= model(image)[0].flatten(1).median(dim=1).values
-        if head_bias is not None:
-            last.bias.fill_(head_bias)
-    write_checkpoint(path, model, variant, {"training": json.dumps({"size_px": SIDE})})
-    return path
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors")
-
-
-def run_json(capsys: pytest.CaptureFixture[str], *arguments: Any) -> dict[str, Any]:
-    assert main(["evaluate", *map(str, arguments), "--json"]) == 0
-    document: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return document
 
 
 def boundary_of(mask: Any) -> Any:
@@ -97,11 +44,11 @@ def brute_distances(found: Any, truth: Any) -> tuple[Any, Any]:
 
 
 def test_figures_equal_an_independent_computation_on_the_saved_masks(
-    phantoms: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    phantoms: Path, checkpoint: Path, tmp_path: Path, run_json: RunJson
 ) -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     masks = tmp_path / "masks"
-    document = run_json(capsys, "--checkpoint", checkpoint, "--data", phantoms, "--save-masks", masks)
+    document = run_json("--checkpoint", checkpoint, "--data", phantoms, "--save-masks", masks)
     assert (document["data"], document["split"], document["n"]) == (phantoms.name, "test", COUNT)
     expected: dict[str, list[float]] = {metric: [] for metric in document["metrics"]}
     for row in document["per_image"]:
@@ -129,12 +76,10 @@ def test_figures_equal_an_independent_computation_on_the_saved_masks(
 
 
 @pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")  # MONAI's own, about itself
-def test_dice_and_distances_equal_monai(
-    phantoms: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_dice_and_distances_equal_monai(phantoms: Path, checkpoint: Path, tmp_path: Path, run_json: RunJson) -> None:
     monai = pytest.importorskip("monai.metrics")
     masks = tmp_path / "masks"
-    document = run_json(capsys, "--checkpoint", checkpoint, "--data", phantoms, "--save-masks", masks)
+    document = run_json("--checkpoint", checkpoint, "--data", phantoms, "--save-masks", masks)
     found, truth = (
         torch.tensor(np.stack([read_png(folder / f"{i}.png") > 127 for i in range(COUNT)]))[:, None].float()
         for folder in (masks, phantoms / "masks")
@@ -148,10 +93,10 @@ def test_dice_and_distances_equal_monai(
 
 
 def test_a_bundle_of_the_same_network_gives_the_same_figures_without_torch(
-    phantoms: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    phantoms: Path, checkpoint: Path, tmp_path: Path, run_json: RunJson
 ) -> None:
     bundle = make_bundle(checkpoint, tmp_path / "bundle")
-    network = run_json(capsys, "--checkpoint", checkpoint, "--data", phantoms)
+    network = run_json("--checkpoint", checkpoint, "--data", phantoms)
     code = (
         "import sys\nfrom unetx_opt.cli.main import main\n"
         f"code = main(['evaluate', '--bundle', {str(bundle)!r}, '--data', {str(phantoms)!r}, '--json'])\n"
@@ -199,10 +144,14 @@ def make_bundle(checkpoint: Path, path: Path) -> Path:
 
 
 def test_empty_masks_have_no_distance_and_say_so(
-    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    phantoms: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    run_json: RunJson,
+    make_checkpoint: Callable[..., Path],
 ) -> None:
     empty = make_checkpoint(tmp_path / "empty.safetensors", head_bias=-1e4)
-    document = run_json(capsys, "--checkpoint", empty, "--data", phantoms)
+    document = run_json("--checkpoint", empty, "--data", phantoms)
     assert document["metrics"]["hd95_px"] == {"mean": None, "std": None, "ci95": None, "n": 0}
     assert document["metrics"]["dice"]["mean"] == 0.0
     assert {row["assd_px"] for row in document["per_image"]} == {None}
@@ -222,7 +171,9 @@ def test_without_json_a_table_and_the_worst_images_are_printed(
     assert torch.get_num_threads() == before
 
 
-def test_organs_are_evaluated_on_chest_xray14(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_organs_are_evaluated_on_chest_xray14(
+    tmp_path: Path, run_json: RunJson, make_checkpoint: Callable[..., Path]
+) -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     (tmp_path / "images").mkdir()
     names = [f"{patient:08d}_000.png" for patient in range(1, 5)]
@@ -241,7 +192,7 @@ def test_organs_are_evaluated_on_chest_xray14(tmp_path: Path, capsys: pytest.Cap
     out = tmp_path.parent / f"{tmp_path.name}-masks"
     (tmp_path / "other.csv").write_text("\n".join((columns, *rows[:1])) + "\n")
     table = ("--masks", tmp_path / "masks.csv", "--minimum-dice", "0.9")
-    document = run_json(capsys, "--checkpoint", four, "--data", tmp_path, "--save-masks", out, *table)
+    document = run_json("--checkpoint", four, "--data", tmp_path, "--save-masks", out, *table)
     assert document["n"] == 3
     assert list(document["classes"]) == ["left lung", "right lung", "heart"]
     truth = np.zeros(64 * 64, dtype=np.uint8)
@@ -282,7 +233,11 @@ def test_masks_are_never_saved_over_those_of_the_data(
 
 
 def test_data_that_does_not_fit_is_named(
-    phantoms: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    phantoms: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    make_checkpoint: Callable[..., Path],
 ) -> None:
     four = make_checkpoint(tmp_path / "four.safetensors", num_classes=4)
     for arguments, message in (
@@ -298,7 +253,7 @@ def test_data_that_does_not_fit_is_named(
 
 
 def test_a_variant_whose_masks_need_another_step_is_refused(
-    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], make_checkpoint: Callable[..., Path]
 ) -> None:
     path = make_checkpoint(tmp_path / "crf.safetensors", variant="crf")
     assert main(["evaluate", "--checkpoint", str(path), "--data", str(phantoms)]) == 1
