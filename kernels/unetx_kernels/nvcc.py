@@ -24,13 +24,19 @@ __all__ = [
     "cached_binary",
     "compile_source",
     "find_nvcc",
+    "packaged_nvcc",
+    "packaged_roots",
     "read_resources",
 ]
 
 #: What a release holds; "compute_75" is PTX, from which a driver makes code for every later GPU.
-ARCHITECTURES: Final = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_120", "compute_75")
+ARCHITECTURES: Final = (
+    *("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "sm_121"),
+    "compute_75",
+)
 
 _TIMEOUT_S: Final = 600
+_NVCC: Final = "nvcc.exe" if os.name == "nt" else "nvcc"
 _ENTRY: Final = re.compile(
     r"Compiling entry function '(?P<name>\w+)'.*?"
     r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
@@ -47,7 +53,7 @@ class Compilation:
     Attributes
     ----------
     source : pathlib.Path
-        The .cu file; it includes nothing but CUDA's own headers.
+        The .cu file; it includes CUDA's own headers and the .cuh files beside it.
     architecture : str
         "sm_86" gives a cubin, "compute_75" PTX.
     definitions : mapping of str to int
@@ -57,6 +63,11 @@ class Compilation:
     source: Path
     architecture: str
     definitions: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def headers(self) -> tuple[Path, ...]:
+        """The files beside the source that it may include."""
+        return tuple(sorted(self.source.parent.glob("*.cuh")))
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -77,16 +88,25 @@ class Resources:
 
 def find_nvcc() -> Path | None:
     """Return nvcc from PATH, from CUDA_HOME, or from the package nvidia-cuda-nvcc; None without any."""
-    name = "nvcc.exe" if os.name == "nt" else "nvcc"
-    on_path = shutil.which(name)
+    on_path = shutil.which(_NVCC)
     if on_path is not None:
         return Path(on_path)
-    roots = [Path(os.environ["CUDA_HOME"])] if os.environ.get("CUDA_HOME") else []
+    named = os.environ.get("CUDA_HOME")
+    if named and Path(named, "bin", _NVCC).is_file():
+        return Path(named, "bin", _NVCC)
+    return packaged_nvcc()
+
+
+def packaged_nvcc() -> Path | None:
+    """Return nvcc from the package nvidia-cuda-nvcc, or None without it."""
+    return next((root / "bin" / _NVCC for root in packaged_roots() if (root / "bin" / _NVCC).is_file()), None)
+
+
+def packaged_roots() -> list[Path]:
+    """Return the folders of NVIDIA's packages that hold ``bin``, ``lib`` and ``include``, the newest first."""
     package = importlib.util.find_spec("nvidia")
-    if package is not None and package.submodule_search_locations:
-        for folder in package.submodule_search_locations:
-            roots += sorted(Path(folder).glob("cu[0-9]*"), reverse=True)
-    return next((root / "bin" / name for root in roots if (root / "bin" / name).is_file()), None)
+    folders = (package.submodule_search_locations if package is not None else None) or []
+    return [root for folder in folders for root in sorted(Path(folder).glob("cu[0-9]*"), reverse=True)]
 
 
 def compile_source(nvcc: Path, compilation: Compilation) -> tuple[bytes, str]:
@@ -161,5 +181,6 @@ _HASH_BYTES: Final = 32
 
 def _digest(nvcc: Path, compilation: Compilation) -> str:
     version = subprocess.run([str(nvcc), "--version"], capture_output=True, timeout=_TIMEOUT_S, check=False).stdout
-    parts = (compilation.source.read_bytes(), version, "\0".join(compilation.flags).encode())
+    sources = [path.read_bytes() for path in (compilation.source, *compilation.headers)]
+    parts = (*sources, version, "\0".join(compilation.flags).encode())
     return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()

@@ -11,9 +11,20 @@ from unetx_kernels.driver import DeviceArray, Gpu
 from unetx_kernels.errors import KernelError
 from unetx_kernels.nvcc import Compilation, cached_binary, find_nvcc
 
-__all__ = ["ROWS_PER_THREAD", "SOURCE", "TILES", "GateKernels", "Tile", "block_count", "choose_tile", "open_kernels"]
+__all__ = [
+    "BACKWARD_SOURCE",
+    "FORWARD_SOURCE",
+    "ROWS_PER_THREAD",
+    "TILES",
+    "GateKernels",
+    "Tile",
+    "block_count",
+    "choose_tile",
+    "open_kernels",
+]
 
-SOURCE: Final = Path(__file__).with_name("attention_gate.cu")
+FORWARD_SOURCE: Final = Path(__file__).with_name("attention_gate.cu")
+BACKWARD_SOURCE: Final = Path(__file__).with_name("backward.cu")
 #: Window -> pixels below one another that a thread owns; as in the entry points of the source.
 ROWS_PER_THREAD: Final = {3: 2, 5: 1, 7: 1}
 _MOST_BLOCKS: Final = 2**31 - 1
@@ -115,7 +126,7 @@ def open_kernels(gpu: Gpu, tile: Tile, cache: Path) -> GateKernels:
     if nvcc is None:
         raise KernelError("no nvcc to compile the attention gate: run pip install nvidia-cuda-nvcc nvidia-cuda-cccl")
     macros = {"UNETX_TILE_WIDTH": tile.width, "UNETX_TILE_HEIGHT": tile.height}
-    binary = cached_binary(nvcc, Compilation(SOURCE, gpu.architecture, macros), cache)
+    binary = cached_binary(nvcc, Compilation(FORWARD_SOURCE, gpu.architecture, macros), cache)
     return GateKernels(gpu, tile, gpu.load(binary))
 
 

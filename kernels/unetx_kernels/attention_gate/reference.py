@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["WINDOWS", "additive_gate", "neighbourhood_gate", "upsample_bilinear"]
+__all__ = ["WINDOWS", "additive_gate", "neighbourhood_gate", "neighbourhood_gate_gradients", "upsample_bilinear"]
 
 #: Sides of the neighbourhood that the kernels know, in pixels.
 WINDOWS = (3, 5, 7)
@@ -57,32 +57,79 @@ def neighbourhood_gate(
         Shapes do not fit one another, or window or dilation is out of range.
     """
     _check_shapes(theta, phi, values, residual)
-    if window not in WINDOWS or dilation < 1:
-        raise ValueError(f"window is {window} and dilation {dilation}, expected one of {WINDOWS} and at least 1")
     theta, phi, values = (np.asarray(tensor, dtype=np.float64) for tensor in (theta, phi, values))
-    height, width = values.shape[2:]
-    radius = window // 2
-    reach = radius * dilation
-    margins = ((0, 0), (0, 0), (reach, reach), (reach, reach))
-    padded_phi, padded_values = np.pad(phi, margins), np.pad(values, margins)
-    inside = np.pad(np.ones((height, width), dtype=bool), reach)
-    starts = [(dy * dilation, dx * dilation) for dy in range(window) for dx in range(window)]
-    scores = np.stack(
-        [
-            np.where(
-                inside[top : top + height, left : left + width],
-                np.sum(theta * padded_phi[:, :, top : top + height, left : left + width], axis=1),
-                -np.inf,
-            )
-            for top, left in starts
-        ]
-    ) / math.sqrt(theta.shape[1])
-    weights = np.exp(scores - scores.max(axis=0))
-    weights /= weights.sum(axis=0)
+    shifts = _Shifts(theta, window, dilation)
+    weights = shifts.weights(theta, phi)
+    padded = shifts.pad(values)
     attended = np.zeros_like(values) if residual is None else np.array(residual, dtype=np.float64)
-    for weight, (top, left) in zip(weights, starts, strict=True):
-        attended += weight[:, None] * padded_values[:, :, top : top + height, left : left + width]
+    for weight, view in zip(weights, shifts.views, strict=True):
+        attended += weight[:, None] * padded[view]
     return attended
+
+
+def neighbourhood_gate_gradients(
+    inputs: tuple[NDArray[Any], NDArray[Any], NDArray[Any]],
+    gradient: NDArray[Any],
+    window: int,
+    *,
+    dilation: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Differentiate `neighbourhood_gate`.
+
+    Parameters
+    ----------
+    inputs : tuple of numpy.ndarray
+        theta and phi, (N, D, H, W), and values, (N, C, H, W).
+    gradient : numpy.ndarray
+        (N, C, H, W), of the output; it is the residual's gradient, too.
+    window, dilation : int
+        As in `neighbourhood_gate`.
+
+    Returns
+    -------
+    tuple of numpy.ndarray
+        Gradients of theta, phi and values, float64.
+    """
+    _check_shapes(*inputs, gradient)
+    theta, phi, values, gradient = (np.asarray(tensor, dtype=np.float64) for tensor in (*inputs, gradient))
+    shifts = _Shifts(theta, window, dilation)
+    weights = shifts.weights(theta, phi)
+    padded_phi, padded_values = shifts.pad(phi), shifts.pad(values)
+    products = np.stack([np.sum(gradient * padded_values[view], axis=1) for view in shifts.views])
+    of_scores = weights * (products - np.sum(weights * products, axis=0)) / math.sqrt(theta.shape[1])
+    of_theta, of_phi, of_values = np.zeros_like(theta), np.zeros_like(padded_phi), np.zeros_like(padded_values)
+    for weight, of_score, view in zip(weights, of_scores, shifts.views, strict=True):
+        of_theta += of_score[:, None] * padded_phi[view]
+        of_phi[view] += of_score[:, None] * theta
+        of_values[view] += weight[:, None] * gradient
+    return of_theta, of_phi[shifts.image], of_values[shifts.image]
+
+
+class _Shifts:
+    """Every tap of the window as a view of a padded tensor."""
+
+    def __init__(self, like: Tensor, window: int, dilation: int) -> None:
+        if window not in WINDOWS or dilation < 1:
+            raise ValueError(f"window is {window} and dilation {dilation}, expected one of {WINDOWS} and at least 1")
+        height, width = like.shape[2:]
+        self._reach = window // 2 * dilation
+        starts = [(dy * dilation, dx * dilation) for dy in range(window) for dx in range(window)]
+        self.views = [np.s_[:, :, top : top + height, left : left + width] for top, left in starts]
+        self.image = self.views[len(starts) // 2]
+
+    def pad(self, tensor: NDArray[Any]) -> NDArray[Any]:
+        margin = (self._reach, self._reach)
+        return np.pad(tensor, ((0, 0), (0, 0), margin, margin))
+
+    def weights(self, theta: Tensor, phi: Tensor) -> Tensor:
+        """Return the attention distribution, (window ** 2, N, H, W)."""
+        padded, inside = self.pad(phi), self.pad(np.ones((1, 1, *theta.shape[2:]), dtype=bool))
+        scores = np.stack(
+            [np.where(inside[view][:, 0], np.sum(theta * padded[view], axis=1), -np.inf) for view in self.views]
+        ) / math.sqrt(theta.shape[1])
+        weights = np.exp(scores - scores.max(axis=0))
+        weights /= weights.sum(axis=0)
+        return np.asarray(weights)
 
 
 def additive_gate(

@@ -1,63 +1,45 @@
-"""attention_gate.cu by nvcc for every architecture of a release: it compiles, spills nothing and stays small."""
+"""The gates by nvcc: they compile, spill nothing and stay small, from the oldest GPU to the newest."""
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from unetx_kernels.attention_gate import reference
-from unetx_kernels.nvcc import ARCHITECTURES, Compilation, compile_source, find_nvcc, read_resources
+from unetx_kernels.attention_gate.launch import BACKWARD_SOURCE, FORWARD_SOURCE
+from unetx_kernels.nvcc import Compilation, compile_source, find_nvcc, packaged_nvcc, read_resources
 
-KERNELS = Path(reference.__file__).with_name("attention_gate.cu")
+FORMATS = [f"{dtype}_{layout}" for dtype in ("f32", "f16") for layout in ("nchw", "nhwc")]
 NAMES = {
-    f"{gate}_{dtype}_{layout}{window}"
-    for dtype in ("f32", "f16")
-    for layout in ("nchw", "nhwc")
-    for gate, windows in (("neighbourhood_gate", ("_k3", "_k5", "_k7")), ("additive_gate", ("",)))
-    for window in windows
+    FORWARD_SOURCE: {f"neighbourhood_gate_{form}_k{k}" for form in FORMATS for k in (3, 5, 7)}
+    | {f"additive_gate_{form}" for form in FORMATS},
+    BACKWARD_SOURCE: {
+        f"neighbourhood_{side}_gradient_{form}_k{k}"
+        for form in FORMATS
+        for k in (3, 5, 7)
+        for side in ("query", "key")
+    },
 }
-# 65536 registers of a multiprocessor / 256 threads of a block / 128 registers: two blocks run at once. Turing
-# and later have at least 64 KiB of shared memory there.
-MOST_REGISTERS = 128
-MOST_SHARED_BYTES = 24 * 1024
-#: Registers are the compiler's choice: the bounds were met, and hold, for this release.
-BOUNDED_RELEASE = "13.0"
 
 
-@pytest.fixture(scope="module")
-def nvcc() -> Path:
-    found = find_nvcc()
-    if found is None:
+@pytest.mark.parametrize(
+    ("source", "architecture"),
+    [(FORWARD_SOURCE, "sm_75"), (FORWARD_SOURCE, "sm_121"), (BACKWARD_SOURCE, "sm_75")],
+    ids=["forward sm_75", "forward sm_121", "backward sm_75"],
+)
+def test_every_kernel_compiles_without_spilling(source: Path, architecture: str) -> None:
+    # The package's is pinned, so that the compiler's choices are the same everywhere.
+    nvcc = packaged_nvcc() or find_nvcc()
+    if nvcc is None:
         pytest.skip("needs nvcc: a CUDA toolkit, or pip install nvidia-cuda-nvcc nvidia-cuda-cccl")
-    return found
-
-
-@pytest.fixture(scope="module")
-def ptx(nvcc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    code, _ = compile_source(nvcc, Compilation(KERNELS, "compute_75"))
-    path = tmp_path_factory.mktemp("ptx") / "attention_gate.ptx"
-    path.write_bytes(code)
-    return path
-
-
-def test_the_portable_code_holds_every_kernel(ptx: Path) -> None:
-    text = ptx.read_text()
-    assert {name for name in NAMES if f".entry {name}(" in text} == NAMES
-
-
-# From the portable code, which is what a driver would do; the C++ front end is then paid for once.
-@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name.startswith("sm_")])
-def test_no_kernel_spills_or_takes_more_than_half_a_multiprocessor(nvcc: Path, ptx: Path, architecture: str) -> None:
-    _, report = compile_source(nvcc, Compilation(ptx, architecture))
+    _, report = compile_source(nvcc, Compilation(source, architecture))
     resources = read_resources(report)
-    assert set(resources) == NAMES
-    version = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, check=True).stdout
-    if f"release {BOUNDED_RELEASE}," not in version:
-        pytest.skip(f"it compiles; the bounds are for nvcc {BOUNDED_RELEASE}, this is another release")
+    assert set(resources) == NAMES[source]
     for name, taken in sorted(resources.items()):
         print(architecture, name, taken)  # shown by pytest -rP
-        assert taken.spill_bytes == 0, name
-        assert taken.registers <= MOST_REGISTERS, name
-        assert taken.shared_bytes <= MOST_SHARED_BYTES, name
+        if nvcc == packaged_nvcc():
+            # 65536 registers of a multiprocessor / 256 threads / 128: two blocks run at once; window 7 backward: one.
+            most_registers = 255 if "gradient" in name and name.endswith("_k7") else 128
+            assert taken.spill_bytes == 0, name
+            assert taken.registers <= most_registers, name
+            assert taken.shared_bytes <= 24 * 1024, name

@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from unetx_kernels.attention_gate.reference import additive_gate, neighbourhood_gate, upsample_bilinear
+from unetx_kernels.attention_gate.plain import attend_by_taps, attend_by_unfold
+from unetx_kernels.attention_gate.reference import (
+    additive_gate,
+    neighbourhood_gate,
+    neighbourhood_gate_gradients,
+    upsample_bilinear,
+)
 
 Tensor = NDArray[Any]
 
@@ -92,3 +98,32 @@ def test_a_window_that_the_kernels_do_not_know_is_refused(window: int, dilation:
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expected \(N, D, H, W\)"):
         neighbourhood_gate(np.zeros((1, 2, 3, 3)), np.zeros((1, 2, 3, 3)), np.zeros((1, 2, 4, 3)), 3)
+
+
+@settings(max_examples=20)
+@given(
+    sizes=st.tuples(*(st.integers(1, most) for most in (2, 4, 4, 9, 9))),
+    window=st.sampled_from([3, 5, 7]),
+    dilation=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_gradients_and_plain_pytorch_agree_in_float64(
+    sizes: tuple[int, ...], window: int, dilation: int, seed: int
+) -> None:
+    torch = pytest.importorskip("torch", reason="autograd is the independent implementation")
+    images, hidden, channels, height, width = sizes
+    random = np.random.default_rng(seed)
+    arrays = [random.normal(size=(images, depth, height, width)) for depth in (hidden, hidden, channels, channels)]
+    leaves = [torch.from_numpy(array).requires_grad_() for array in arrays[:3]]
+    exact = neighbourhood_gate(arrays[0], arrays[1], arrays[2], window, dilation=dilation)
+    for attended in (
+        attend_by_taps(*leaves, None, window, dilation),
+        attend_by_unfold(*leaves, window, dilation),
+    ):
+        np.testing.assert_allclose(attended.detach().numpy(), exact, atol=1e-12)
+        found = torch.autograd.grad(attended, leaves, torch.from_numpy(arrays[3]))
+        expected = neighbourhood_gate_gradients(
+            (arrays[0], arrays[1], arrays[2]), arrays[3], window, dilation=dilation
+        )
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one.numpy(), other, atol=1e-11)

@@ -1,6 +1,7 @@
-// Reads cases from stdin, runs each through the kernel of attention_gate.cu and writes the results to stdout.
+// Reads cases from stdin, runs each through the kernels of FORWARD_SOURCE and BACKWARD_SOURCE and writes the results to
+// stdout.
 //
-// A case: int32 kind (0 neighbourhood, 1 additive), is_half, channels_last, window, images, hidden, channels, height,
+// A case: int32 kind (0 neighbourhood, 1 additive, 2 gradients of the neighbourhood gate), is_half, channels_last, window, images, hidden, channels, height,
 // width, dilation, coarse_height, coarse_width, has_residual, shift (elements by which every pointer is off a
 // 16-byte border), blocks; float number (scale or psi_bias); then the tensors in the order of the kernel's arguments.
 #include "cuda_on_host.h"
@@ -9,7 +10,8 @@
 static int planted_defect = 0;
 #define UNETX_PLANTED_DEFECT planted_defect
 
-#include KERNEL_SOURCE
+#include FORWARD_SOURCE
+#include BACKWARD_SOURCE
 
 struct Case {
   int kind, is_half, channels_last, window, images, hidden, channels, height, width, dilation, coarse_height,
@@ -31,52 +33,82 @@ template <typename T> struct Buffer {
   ~Buffer() { std::free(memory); }
 };
 
-#define NEIGHBOURHOOD(TYPE, LAYOUT)                                                     \
-  (c.window == 3   ? neighbourhood_gate_##TYPE##_##LAYOUT##_k3                          \
-   : c.window == 5 ? neighbourhood_gate_##TYPE##_##LAYOUT##_k5                          \
-                   : neighbourhood_gate_##TYPE##_##LAYOUT##_k7)
+#define BY_WINDOW(NAME) (c.window == 3 ? NAME##_k3 : c.window == 5 ? NAME##_k5 : NAME##_k7)
 
-template <typename T, typename Neighbourhood, typename Additive>
-void run(const Case& c, Neighbourhood neighbourhood, Additive additive) {
+template <typename T, typename Kernel> void run_neighbourhood(const Case& c, dim3 grid, dim3 block, Kernel kernel) {
   const long long pixels = static_cast<long long>(c.images) * c.height * c.width;
-  const long long coarse_pixels = static_cast<long long>(c.images) * c.coarse_height * c.coarse_width;
-  const dim3 block{static_cast<unsigned>(TILE_WIDTH), static_cast<unsigned>(TILE_HEIGHT), 1};
-  const dim3 grid{static_cast<unsigned>(c.blocks), 1, 1};
-  Buffer<T> out(c, pixels * c.channels), values(c, pixels * c.channels), residual(c, pixels * c.channels);
+  Buffer<T> theta(c, pixels * c.hidden), phi(c, pixels * c.hidden), values(c, pixels * c.channels),
+      residual(c, pixels * c.channels), out(c, pixels * c.channels);
   T* const added = c.has_residual ? residual.data : nullptr;
-  if (c.kind == 0) {
-    Buffer<T> theta(c, pixels * c.hidden), phi(c, pixels * c.hidden);
-    theta.read(pixels * c.hidden);
-    phi.read(pixels * c.hidden);
-    values.read(pixels * c.channels);
-    if (added) residual.read(pixels * c.channels);
-    host::launch(grid, block, [&] {
-      neighbourhood(theta.data, phi.data, values.data, added, out.data, c.images, c.hidden, c.channels, c.height,
-                    c.width, c.dilation, c.number);
-    });
-  } else {
-    Buffer<T> skip(c, pixels * c.hidden), coarse(c, coarse_pixels * c.hidden), psi(c, c.hidden);
-    values.read(pixels * c.channels);
-    skip.read(pixels * c.hidden);
-    coarse.read(coarse_pixels * c.hidden);
-    psi.read(c.hidden);
-    if (added) residual.read(pixels * c.channels);
-    host::launch(grid, block, [&] {
-      additive(values.data, skip.data, coarse.data, psi.data, added, out.data, c.images, c.hidden, c.channels,
-               c.height, c.width, c.coarse_height, c.coarse_width, c.number);
-    });
-  }
+  theta.read(pixels * c.hidden);
+  phi.read(pixels * c.hidden);
+  values.read(pixels * c.channels);
+  if (added) residual.read(pixels * c.channels);
+  host::launch(grid, block, [&] {
+    kernel(theta.data, phi.data, values.data, added, out.data, c.images, c.hidden, c.channels, c.height, c.width,
+           c.dilation, c.number);
+  });
   std::fwrite(out.data, sizeof(T), pixels * c.channels, stdout);
 }
+
+template <typename T, typename Kernel> void run_additive(const Case& c, dim3 grid, dim3 block, Kernel kernel) {
+  const long long pixels = static_cast<long long>(c.images) * c.height * c.width;
+  const long long coarse_pixels = static_cast<long long>(c.images) * c.coarse_height * c.coarse_width;
+  Buffer<T> skip(c, pixels * c.hidden), coarse(c, coarse_pixels * c.hidden), psi(c, c.hidden),
+      values(c, pixels * c.channels), residual(c, pixels * c.channels), out(c, pixels * c.channels);
+  T* const added = c.has_residual ? residual.data : nullptr;
+  values.read(pixels * c.channels);
+  skip.read(pixels * c.hidden);
+  coarse.read(coarse_pixels * c.hidden);
+  psi.read(c.hidden);
+  if (added) residual.read(pixels * c.channels);
+  host::launch(grid, block, [&] {
+    kernel(values.data, skip.data, coarse.data, psi.data, added, out.data, c.images, c.hidden, c.channels, c.height,
+           c.width, c.coarse_height, c.coarse_width, c.number);
+  });
+  std::fwrite(out.data, sizeof(T), pixels * c.channels, stdout);
+}
+
+template <typename T, typename Query, typename Key>
+void run_gradients(const Case& c, dim3 grid, dim3 block, Query query, Key key) {
+  const long long pixels = static_cast<long long>(c.images) * c.height * c.width;
+  Buffer<T> theta(c, pixels * c.hidden), phi(c, pixels * c.hidden), values(c, pixels * c.channels),
+      gradient(c, pixels * c.channels), grad_theta(c, pixels * c.hidden), grad_phi(c, pixels * c.hidden),
+      grad_values(c, pixels * c.channels);
+  Buffer<float> log_sums(c, pixels), deltas(c, pixels);
+  theta.read(pixels * c.hidden);
+  phi.read(pixels * c.hidden);
+  values.read(pixels * c.channels);
+  gradient.read(pixels * c.channels);
+  host::launch(grid, block, [&] {
+    query(theta.data, phi.data, values.data, gradient.data, grad_theta.data, log_sums.data, deltas.data, c.images,
+          c.hidden, c.channels, c.height, c.width, c.dilation, c.number);
+  });
+  host::launch(grid, block, [&] {
+    key(theta.data, phi.data, values.data, gradient.data, log_sums.data, deltas.data, grad_phi.data, grad_values.data,
+        c.images, c.hidden, c.channels, c.height, c.width, c.dilation, c.number);
+  });
+  std::fwrite(grad_theta.data, sizeof(T), pixels * c.hidden, stdout);
+  std::fwrite(grad_phi.data, sizeof(T), pixels * c.hidden, stdout);
+  std::fwrite(grad_values.data, sizeof(T), pixels * c.channels, stdout);
+}
+
+#define RUN(T, FORMAT)                                                                                            \
+  (c.kind == 0   ? run_neighbourhood<T>(c, grid, block, BY_WINDOW(neighbourhood_gate_##FORMAT))                   \
+   : c.kind == 1 ? run_additive<T>(c, grid, block, additive_gate_##FORMAT)                                        \
+                 : run_gradients<T>(c, grid, block, BY_WINDOW(neighbourhood_query_gradient_##FORMAT),             \
+                                    BY_WINDOW(neighbourhood_key_gradient_##FORMAT)))
 
 int main(int, char** arguments) {
   planted_defect = std::atoi(arguments[1]);
   Case c;
   while (std::fread(&c, sizeof c, 1, stdin) == 1) {
-    if (c.is_half && c.channels_last) run<half>(c, NEIGHBOURHOOD(f16, nhwc), additive_gate_f16_nhwc);
-    else if (c.is_half) run<half>(c, NEIGHBOURHOOD(f16, nchw), additive_gate_f16_nchw);
-    else if (c.channels_last) run<float>(c, NEIGHBOURHOOD(f32, nhwc), additive_gate_f32_nhwc);
-    else run<float>(c, NEIGHBOURHOOD(f32, nchw), additive_gate_f32_nchw);
+    const dim3 block{static_cast<unsigned>(TILE_WIDTH), static_cast<unsigned>(TILE_HEIGHT), 1};
+    const dim3 grid{static_cast<unsigned>(c.blocks), 1, 1};
+    if (c.is_half && c.channels_last) RUN(half, f16_nhwc);
+    else if (c.is_half) RUN(half, f16_nchw);
+    else if (c.channels_last) RUN(float, f32_nhwc);
+    else RUN(float, f32_nchw);
   }
   return 0;
 }
