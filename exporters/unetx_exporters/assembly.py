@@ -20,6 +20,7 @@ from unetx_opt.bundle.parts import (
     GateEvidence,
     ImageSet,
     Label,
+    Postprocess,
     Product,
     SkippedTarget,
     SourceCheckpoint,
@@ -27,6 +28,7 @@ from unetx_opt.bundle.parts import (
 from unetx_opt.bundle.write import build_time, command_line, host_summary
 from unetx_opt.errors import CheckpointError
 from unetx_opt.metrics.gates import GateDecision
+from unetx_opt.models.postprocess import read_step
 
 if TYPE_CHECKING:
     from unetx_exporters.evaluation import BuiltEngine
@@ -138,6 +140,7 @@ def assemble_manifest(
         spec=checkpoint.spec,
         labels=tuple(Label(index=index, name=name) for index, name in enumerate(label_names(checkpoint))),
         input=contract,
+        postprocess=_postprocess(checkpoint),
         precision=findings.graphs.precision,
         operations=findings.graphs.operations,
         engines=engines,
@@ -156,6 +159,11 @@ def assemble_manifest(
         model_card=findings.model_card,
         notes=(*_NOTES, _REFERENCE_NOTE) if reference else _NOTES,
     )
+
+
+def _postprocess(checkpoint: Checkpoint) -> Postprocess | None:
+    step = read_step(checkpoint)
+    return None if step is None else Postprocess(name=step.name, grid="input", parameters=dict(step.parameters))
 
 
 def _engine_gate(engine: BuiltEngine, decisions: Mapping[str, GateDecision]) -> EngineGate | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from unetx_exporters.gate import DriftMeasurement, DriftOptions, Engine, measure_drift
 from unetx_exporters.gate_images import GateImages
 from unetx_opt.errors import EngineError, ExportError, MissingPackageError
+from unetx_opt.imaging.refinement import decide_labels
 from unetx_opt.metrics.gates import GateDecision, decide_gate
 from unetx_opt.optional import require
 from unetx_opt.runtime.sessions.base import OUTPUT_NAME, OpenRequest
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from unetx_opt.imaging.refinement import Refiner
     from unetx_opt.models.unet import UNet
 
 __all__ = ["BuiltEngine", "Evaluation", "GateSetup", "evaluate_engines", "name_engines", "torch_reference"]
@@ -83,6 +86,8 @@ class GateSetup:
         Progress: stage, done, total.
     worst_cases : int
         How many images of each engine are kept for pictures.
+    refiner : Refiner or None
+        Step after the network, of the reference as of the engines: the masks that are compared are those behind it.
     """
 
     name: str
@@ -90,6 +95,7 @@ class GateSetup:
     directory: Path
     report: Progress
     worst_cases: int = 4
+    refiner: Refiner | None = None
 
 
 def name_engines(records: Sequence[EngineRecord], graph: Path, host: Host) -> tuple[BuiltEngine, ...]:
@@ -161,7 +167,12 @@ def evaluate_engines(
         done += 1
         gate.report("gate", done, len(images))
 
-    options = DriftOptions(class_names=gate.class_names, worst_cases=gate.worst_cases, progress=progress)
+    options = DriftOptions(
+        class_names=gate.class_names,
+        worst_cases=gate.worst_cases,
+        progress=progress,
+        decide_pixels=functools.partial(decide_labels, refiner=gate.refiner),
+    )
     with contextlib.ExitStack() as stack:
         candidates = {name: stack.enter_context(opened) for name, opened in _open_all(engines, gate.directory)}
         measurement = measure_drift(torch_reference(model), candidates, images, contract, options)

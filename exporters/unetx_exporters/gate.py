@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +14,8 @@ from numpy.typing import NDArray
 from unetx_exporters.gate_cases import DriftCase, keep_worst
 from unetx_exporters.gate_images import GateImage
 from unetx_opt.errors import DataError, ExportError, SpecError
-from unetx_opt.imaging.postprocess import label_mask, restore_logits
 from unetx_opt.imaging.preprocess import ImageGeometry, prepare_image
+from unetx_opt.imaging.refinement import decide_labels
 from unetx_opt.metrics.gates import ComparedMasks, ImageDrift, drift_of
 from unetx_opt.metrics.overlap import class_mask
 from unetx_opt.specs import InputContract
@@ -33,8 +32,8 @@ __all__ = [
 Engine = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
-def _decide_pixels(logits_khw: NDArray[np.float32], pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    return label_mask(logits_khw)
+#: Takes logits (K, h, w) and the image (C, h, w) on the network's grid, and where they lie; gives labels (H, W).
+Decide = Callable[[NDArray[np.float32], NDArray[np.float32], ImageGeometry], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +50,15 @@ class DriftOptions:
     progress : callable or None
         Called with the name of each image once it is done.
     decide_pixels : callable
-        Takes logits (K, H, W) and pixels (H, W) on the source grid; gives labels (H, W). What a model applies
-        after its logits belongs here, so that the masks that are compared are those that are delivered.
+        Takes logits (K, h, w) and the image (C, h, w) on the network's grid, and the geometry; gives labels (H, W)
+        on the source grid. What a model applies after its logits belongs here, so that the masks that are compared
+        are those that are delivered; the logits themselves are compared before it.
     """
 
     class_names: tuple[str, ...] = ()
     worst_cases: int = 4
     progress: Callable[[str], None] | None = None
-    decide_pixels: Callable[[NDArray[np.float32], NDArray[Any]], NDArray[np.uint8]] = _decide_pixels
+    decide_pixels: Decide = decide_labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,7 @@ class _Reference:
     """One image as the reference sees it, for every engine to be compared with."""
 
     image: GateImage
+    image_chw: NDArray[np.float32]
     geometry: ImageGeometry
     logits_nchw: NDArray[np.float32]
     labels: NDArray[np.uint8]
@@ -201,8 +202,8 @@ def _run_reference(
             f"the reference gives {unusable} NaN or infinite logits on image {image.name}: the checkpoint is "
             "unusable, train it again or choose another"
         )
-    labels = options.decide_pixels(restore_logits(logits[0], geometry), image.pixels)
-    return _Reference(image, geometry, logits, labels)
+    labels = options.decide_pixels(logits[0], image_nchw[0], geometry)
+    return _Reference(image, image_nchw[0], geometry, logits, labels)
 
 
 def _call(engine: Engine, image_nchw: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
@@ -224,7 +225,7 @@ def _compare(
         )
     unusable = int(np.count_nonzero(~np.isfinite(logits)))
     difference = math.inf if unusable else float(np.abs(logits - expected.logits_nchw).max())
-    labels = options.decide_pixels(restore_logits(logits[0], expected.geometry), expected.image.pixels)
+    labels = options.decide_pixels(logits[0], expected.image_chw, expected.geometry)
     found = []
     for class_name, class_index in _foreground(logits.shape[1], options.class_names):
         truth = expected.image.truth

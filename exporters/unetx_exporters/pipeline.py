@@ -27,6 +27,7 @@ from unetx_opt.imaging.refinement import Refiner, make_refiner
 from unetx_opt.metrics.gates import MINIMUM_IMAGES, explain_failure
 from unetx_opt.models.checkpoint import Checkpoint, load_model, read_checkpoint, reference_checkpoint
 from unetx_opt.models.postprocess import read_step
+from unetx_opt.models.variants import get_variant
 from unetx_opt.runtime.host import probe_host
 from unetx_opt.specs import EngineRecord, Host, InputContract, Precision
 
@@ -220,6 +221,7 @@ class _Build:
 
 
 def _read(options: BuildOptions) -> Checkpoint:
+    get_variant(options.variant)
     path = options.checkpoint if options.checkpoint is not None else reference_checkpoint(options.variant)
     return read_checkpoint(path, variant=options.variant)
 

@@ -263,7 +263,7 @@ def test_too_few_images_are_an_error_that_says_how_many_are_needed(tiny_checkpoi
     ("changes", "message"),
     [
         ({"size_px": 100}, "size 100 is not a multiple of 8.*choose 96"),
-        ({"variant": "crf"}, "variant crf cannot be built"),
+        ({"variant": "crf"}, "holds variant attention, asked for crf"),
         ({"variant": "resnet"}, "choose one of unet"),
         ({"targets": ("tpu",)}, "unknown target 'tpu'"),
         ({"targets": ("tensorrt",)}, "target tensorrt cannot be built here"),

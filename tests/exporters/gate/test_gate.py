@@ -175,7 +175,7 @@ def test_the_time_of_each_engine_is_its_own():
 
 
 def test_what_a_model_does_after_its_logits_is_part_of_the_comparison():
-    options = DriftOptions(decide_pixels=lambda logits, pixels: (pixels > 100).astype(np.uint8))
+    options = DriftOptions(decide_pixels=lambda logits, image, geometry: (image[0] > 0.4).astype(np.uint8))
     measured = measure_drift(
         threshold, {"moved": lambda image: moved(threshold(image))}, blob_images(2), CONTRACT, options
     )

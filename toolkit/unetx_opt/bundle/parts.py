@@ -56,9 +56,15 @@ class Label(Fields):
 
 
 class Postprocess(Fields):
-    """What the runtime applies to the probabilities before the mask is taken."""
+    """The step between an engine's logits and the mask, as every backend of it reads it.
+
+    ``grid`` is where it runs: "input", on the network's grid inside the padding and on the image as the network saw
+    it; its result is then brought back to the source image. Lengths among the parameters are pixels of that grid
+    where its longer side is ``grid_px``, and are scaled with it.
+    """
 
     name: Name
+    grid: Literal["input"] = "input"
     parameters: Annotated[dict[Name, float], Field(max_length=100)]
 
 

@@ -13,8 +13,8 @@ import click
 
 from unetx_opt import __version__
 from unetx_opt.cli.output import echo_json, note
-from unetx_opt.errors import SpecError, UnetxError
-from unetx_opt.models.variants import VARIANTS, get_variant
+from unetx_opt.errors import UnetxError
+from unetx_opt.models.variants import VARIANTS
 from unetx_opt.optional import require
 
 if TYPE_CHECKING:
@@ -91,8 +91,6 @@ def _make_options(precision: str, **settings: Any) -> TrainingOptions:
     from unetx_opt.training.options import TrainingOptions, choose_device, choose_precision
 
     require("torch", purpose="training a model")
-    if reason := get_variant(settings["variant"]).why_not:
-        raise SpecError(f"variant {settings['variant']} cannot be trained: {reason}")
     device = choose_device()
     return TrainingOptions(
         **settings, device=device, precision=choose_precision(device) if precision == "auto" else precision

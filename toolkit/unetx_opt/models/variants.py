@@ -34,9 +34,7 @@ class Variant:
     loss : str
         Row of the table of losses that it is trained with.
     postprocess : str or None
-        Step after the network.
-    why_not : str or None
-        Why this version cannot build it; None where it can.
+        Step after the network, a key of the table of steps.
     """
 
     name: str
@@ -46,7 +44,6 @@ class Variant:
     dilations: tuple[int, ...] = ()
     loss: str = "bce_dice"
     postprocess: str | None = None
-    why_not: str | None = None
 
 
 _ROWS = (
@@ -59,12 +56,7 @@ _ROWS = (
         gated_skips=2,
     ),
     Variant("dilated", "last stages keep their resolution with dilated convolutions", dilations=(1, 2, 4, 8)),
-    Variant(
-        "crf",
-        "baseline U-Net followed by a dense CRF",
-        postprocess="dense_crf",
-        why_not="the dense CRF step is not part of this version",
-    ),
+    Variant("crf", "baseline U-Net followed by a dense CRF", postprocess="dense_crf"),
     Variant(
         "combined",
         "attention, dilation and focal loss, followed by a dense CRF",
@@ -73,7 +65,6 @@ _ROWS = (
         dilations=(1, 2, 4, 8),
         loss="focal_dice",
         postprocess="dense_crf",
-        why_not="the dense CRF step is not part of this version",
     ),
 )
 

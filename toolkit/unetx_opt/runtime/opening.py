@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unetx_opt.errors import EngineError, MissingPackageError
+from unetx_opt.errors import BundleError, EngineError, MissingPackageError, SpecError
 from unetx_opt.runtime.host import probe_host
 from unetx_opt.runtime.segmenter import Segmenter
 from unetx_opt.runtime.sessions.base import OpenRequest, OtherArithmeticError, Session
@@ -14,10 +14,12 @@ from unetx_opt.runtime.sessions.table import SESSIONS, describe_reasons, label_e
 from unetx_opt.specs import EngineRecord
 
 if TYPE_CHECKING:
+    from unetx_opt.bundle.manifest import Manifest
     from unetx_opt.bundle.open import Bundle
     from unetx_opt.bundle.sign import VerifyingKey
+    from unetx_opt.imaging.refinement import Refiner
 
-__all__ = ["open_bundle"]
+__all__ = ["open_bundle", "open_refiner"]
 
 
 def open_bundle(
@@ -52,6 +54,8 @@ def open_bundle(
         not have.
     EngineError
         No engine of it runs here: every one is listed with its reason.
+    MissingPackageError
+        The step after its engine needs a package that is not installed; the message names the extra.
     """
     from unetx_opt.bundle.open import open_verified
 
@@ -63,11 +67,7 @@ def open_bundle(
 
 def _open_best(bundle: Bundle, target: str | None, threads: int | None) -> Segmenter:
     manifest = bundle.manifest
-    if manifest.postprocess is not None:
-        raise EngineError(
-            f"the bundle's masks need the step {manifest.postprocess.name}, which this version does not have: "
-            "update unetx-opt"
-        )
+    refiner = open_refiner(manifest)
     engines = tuple(engine.record for engine in manifest.engines)
     choice = rank_engines(engines, probe_host(), target)
     reasons = dict(choice.reasons)
@@ -81,8 +81,28 @@ def _open_best(bundle: Bundle, target: str | None, threads: int | None) -> Segme
         for other in choice.usable[index + 1 :]:
             reasons[label_engine(other, engines)] = f"{label_engine(record, engines)} is preferred"
         names = tuple(label.name for label in manifest.labels)
-        return Segmenter(session, record, manifest.input, names, reasons)
+        return Segmenter(session, record, manifest.input, names, reasons, refiner)
     raise EngineError(describe_reasons("no engine of this bundle runs on this machine", reasons))
+
+
+def open_refiner(manifest: Manifest) -> Refiner | None:
+    """Bind the step that a bundle's masks need; None where the mask follows from the engine's logits.
+
+    Raises
+    ------
+    BundleError
+        The step is unknown, or its parameters do not fit it.
+    MissingPackageError
+        The step needs a package that is not installed.
+    """
+    if manifest.postprocess is None:
+        return None
+    from unetx_opt.imaging.refinement import make_refiner
+
+    try:
+        return make_refiner(manifest.postprocess.name, manifest.postprocess.parameters, manifest.input)
+    except SpecError as error:
+        raise BundleError(f"the bundle's masks cannot be made here: {error}") from error
 
 
 def _open_session(record: EngineRecord, bundle: Bundle, threads: int | None) -> Session:

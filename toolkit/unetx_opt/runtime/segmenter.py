@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from unetx_opt.imaging.refinement import Refiner
+
 __all__ = ["Segmentation", "Segmenter"]
 
 
@@ -32,11 +34,11 @@ class Segmentation:
     label_names : tuple of str
         Names of the values of `labels`; index 0 is the background.
     logits_khw : numpy.ndarray
-        float32 (K, H, W) on the grid of the image; K is 1 for a binary mask.
+        float32 (K, H, W) on the grid of the image, after the step where there is one; K is 1 for a binary mask.
     spacing_mm : tuple of float or None
         Distance between the centres of two rows and of two columns, as given with the image.
     timings_ms : mapping of str to float
-        "prepare", "infer", "restore" and "total" of this call.
+        "prepare", "infer", "restore" and "total" of this call, and "refine" where a step follows the engine.
     target : str
         Target of the engine that ran.
     compute_dtype : str
@@ -95,6 +97,8 @@ class Segmenter(Closing):
         Names of the mask's values, the background first.
     passed_over : mapping of str to str, optional
         Engines of the bundle that were not taken, with their reasons.
+    refiner : Refiner, optional
+        Step between the engine's logits and the mask.
     """
 
     def __init__(
@@ -104,11 +108,13 @@ class Segmenter(Closing):
         contract: InputContract,
         label_names: tuple[str, ...],
         passed_over: Mapping[str, str] | None = None,
+        refiner: Refiner | None = None,
     ) -> None:
         self.record = record
         self.contract = contract
         self.label_names = label_names
         self.passed_over: Mapping[str, str] = MappingProxyType(dict(passed_over or {}))
+        self.refiner = refiner
         self._session: Session | None = session
         self._target = session.target
         self._compute_dtype = session.compute_dtype
@@ -152,6 +158,8 @@ class Segmenter(Closing):
             The array is not an image that can be segmented.
         EngineError
             The segmenter is closed, the engine fails, or its logits are not finite.
+        SpecError
+            The step after the engine does not fit its logits.
         """
         from unetx_opt.imaging.postprocess import label_mask, restore_logits
         from unetx_opt.imaging.preprocess import prepare_image
@@ -161,30 +169,44 @@ class Segmenter(Closing):
         image_chw, geometry = prepare_image(image, self.contract, relative)
         prepared = time.perf_counter()
         logits_nchw = self._open_session().infer(image_chw[None])
-        inferred = time.perf_counter()
-        logits_khw = restore_logits(self._check_logits(logits_nchw), geometry)
+        inferred = refined = time.perf_counter()
+        times = {"prepare": prepared - started, "infer": inferred - prepared}
+        logits_chw = self._check_logits(logits_nchw)
+        if self.refiner is not None:
+            logits_chw = self.refiner.refine(logits_chw, image_chw, geometry)
+            refined = time.perf_counter()
+            times["refine"] = refined - inferred
+        logits_khw = restore_logits(logits_chw, geometry)
         labels = label_mask(logits_khw)
         ended = time.perf_counter()
+        times |= {"restore": ended - refined, "total": ended - started}
         return Segmentation(
             labels=labels,
             label_names=self.label_names,
             logits_khw=logits_khw,
             spacing_mm=spacing_mm,
-            timings_ms=_timings_ms(started, prepared, inferred, ended),
+            timings_ms=MappingProxyType({name: seconds * 1e3 for name, seconds in times.items()}),
             target=self._target,
             compute_dtype=self._compute_dtype,
         )
 
     def warm_up(self) -> float:
-        """Run the engine once on an empty image, and return how long that took in ms.
+        """Run the engine, and the step if there is one, once on an empty image; return how long that took in ms.
 
         The first inference of most engines also allocates memory or compiles for the shape.
         """
         import numpy as np
 
-        shape = (1, self.contract.channels, self.contract.height, self.contract.width)
+        contract = self.contract
+        image_chw = np.full((contract.channels, contract.height, contract.width), contract.padding_value, np.float32)
         started = time.perf_counter()
-        self._open_session().infer(np.full(shape, self.contract.padding_value, dtype=np.float32))
+        logits_nchw = self._open_session().infer(image_chw[None])
+        if self.refiner is not None:
+            from unetx_opt.imaging.preprocess import letterbox
+
+            geometry = letterbox((contract.height, contract.width), contract)
+            # What an engine makes of an empty image need not be finite.
+            self.refiner.refine(np.zeros_like(logits_nchw[0]), image_chw, geometry)
         return (time.perf_counter() - started) * 1e3
 
     def close(self) -> None:
@@ -217,14 +239,3 @@ class Segmenter(Closing):
             )
         logits_khw: NDArray[np.float32] = logits_nchw[0]
         return logits_khw
-
-
-def _timings_ms(started: float, prepared: float, inferred: float, ended: float) -> Mapping[str, float]:
-    return MappingProxyType(
-        {
-            "prepare": (prepared - started) * 1e3,
-            "infer": (inferred - prepared) * 1e3,
-            "restore": (ended - inferred) * 1e3,
-            "total": (ended - started) * 1e3,
-        }
-    )

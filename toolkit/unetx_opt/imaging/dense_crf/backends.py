@@ -77,11 +77,15 @@ class Refinement:
     ----------
     probabilities_khw : numpy.ndarray
         (K, H, W) float32 in [0, 1], with as many classes as the logits had: one class is the foreground's.
+    logits_khw : numpy.ndarray
+        (K, H, W) float32, finite: the logarithm of the foreground's odds for one class, else of the probabilities;
+        `unetx_opt.imaging.postprocess.label_mask` decides them as `labels_hw` does.
     labels_hw : numpy.ndarray
         (H, W) uint8: 1 where one class is above one half; else the most probable class, the lowest of equals.
     """
 
     probabilities_khw: NDArray[np.float32]
+    logits_khw: NDArray[np.float32]
     labels_hw: NDArray[np.uint8]
 
 
@@ -128,4 +132,12 @@ def refine(
     for index in range(1, probabilities.shape[0]):
         np.copyto(labels, np.uint8(index), where=probabilities[index] > largest)
         np.maximum(largest, probabilities[index], out=largest)
-    return Refinement(probabilities[1:] if logits_khw.shape[0] == 1 else probabilities, labels)
+    logits = _to_logits(probabilities, one_class=logits_khw.shape[0] == 1)
+    return Refinement(probabilities[1:] if logits_khw.shape[0] == 1 else probabilities, logits, labels)
+
+
+def _to_logits(probabilities_khw: NDArray[np.float32], *, one_class: bool) -> NDArray[np.float32]:
+    # Two neighbouring floats have a quotient other than 1, so that the sign of its logarithm is their order;
+    # the difference of their logarithms can round to 0.
+    bounded = np.maximum(probabilities_khw, np.finfo(np.float32).tiny)
+    return np.asarray(np.log(bounded[1:] / bounded[:1] if one_class else bounded), dtype=np.float32)

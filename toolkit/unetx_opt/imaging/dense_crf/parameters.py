@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from unetx_opt.errors import ImageError, SpecError
 
-__all__ = ["MAX_CLASSES", "CrfParameters", "CrfProblem", "check_problem"]
+__all__ = ["MAX_CLASSES", "MAX_WIDTH_PX", "MIN_WIDTH_PX", "CrfParameters", "CrfProblem", "check_problem"]
 
 MAX_CLASSES: Final = 8
 # Positions and widths are float32 in every backend; a wider term is constant over any image that fits memory.
-_MIN_WIDTH, _MAX_WIDTH = 0.5, 10_000.0
+MIN_WIDTH_PX, MAX_WIDTH_PX = 0.5, 10_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class CrfParameters:
 
     def __post_init__(self) -> None:
         for name in ("smoothness_sxy", "bilateral_sxy", "bilateral_srgb"):
-            _check_range(name, getattr(self, name), _MIN_WIDTH, _MAX_WIDTH)
+            _check_range(name, getattr(self, name), MIN_WIDTH_PX, MAX_WIDTH_PX)
         for name in ("smoothness_compat", "bilateral_compat"):
             _check_range(name, getattr(self, name), 0.0, 1e4)
         if isinstance(self.iterations, bool) or not isinstance(self.iterations, int):
