@@ -17,6 +17,7 @@ from unetx_opt.errors import UnetxError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from unetx_opt.dicom.sandbox import DicomReader
     from unetx_opt.runtime import Segmenter
 
 __all__ = ["segment"]
@@ -36,7 +37,8 @@ class _Radiograph:
 
     pixels: NDArray[Any]
     spacing_mm: tuple[float, float] | None
-    pixel_aspect: float | None = None
+    pixel_aspect: float | None
+    read_ms: float
 
 
 @click.command("segment")
@@ -128,12 +130,14 @@ def _note_engine(segmenter: Segmenter) -> None:
 def _segment_all(
     segmenter: Segmenter, jobs: tuple[_Job, ...], output: Path, *, quiet: bool
 ) -> Iterator[dict[str, Any]]:
+    from unetx_opt.dicom.sandbox import DicomReader
+
     first_run = True
-    with progress(enabled=len(jobs) > 1 and not quiet) as display:
+    with DicomReader() as reader, progress(enabled=len(jobs) > 1 and not quiet) as display:
         bar = display.add_task("segmenting", total=len(jobs))
         for job in jobs:
             try:
-                result = _segment_one(segmenter, job, output) | {"first_run": first_run}
+                result = _segment_one(segmenter, _read(job.source, reader), job, output) | {"first_run": first_run}
                 first_run = False
                 if not quiet:
                     click.echo(_describe(result))
@@ -144,12 +148,9 @@ def _segment_all(
             yield result
 
 
-def _segment_one(segmenter: Segmenter, job: _Job, output: Path) -> dict[str, Any]:
+def _segment_one(segmenter: Segmenter, image: _Radiograph, job: _Job, output: Path) -> dict[str, Any]:
     from unetx_opt.imaging.files import write_mask_png, write_overlay_png
 
-    started = time.perf_counter()
-    image = _read(job.source)
-    read = time.perf_counter()
     segmentation = segmenter.segment(image.pixels, image.spacing_mm, pixel_aspect=image.pixel_aspect)
     segmented = time.perf_counter()
     mask, overlay = _output_paths(job, output)
@@ -167,22 +168,21 @@ def _segment_one(segmenter: Segmenter, job: _Job, output: Path) -> dict[str, Any
         "areas_px": segmentation.areas_px,
         "areas_mm2": segmentation.areas_mm2,
         "timings_ms": {
-            "read": (read - started) * 1e3,
+            "read": image.read_ms,
             **segmentation.timings_ms,
             "write": (written - segmented) * 1e3,
         },
     }
 
 
-def _read(path: Path) -> _Radiograph:
-    from unetx_opt.dicom.read import is_dicom, read_dicom
+def _read(path: Path, reader: DicomReader) -> _Radiograph:
+    from unetx_opt.dicom.read import is_dicom
     from unetx_opt.imaging.files import read_image
 
-    if is_dicom(path):
-        dicom = read_dicom(path)
-        return _Radiograph(dicom.pixels, dicom.spacing_mm, dicom.pixel_aspect)
-    image = read_image(path)
-    return _Radiograph(image.pixels, image.spacing_mm)
+    started = time.perf_counter()
+    image = reader.read(path) if is_dicom(path) else read_image(path)
+    read_ms = (time.perf_counter() - started) * 1e3
+    return _Radiograph(image.pixels, image.spacing_mm, getattr(image, "pixel_aspect", None), read_ms)
 
 
 def _describe(result: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from unetx_opt.optional import require
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["DicomImage", "is_dicom", "read_dicom"]
+__all__ = ["DicomImage", "is_dicom", "read_bytes", "read_dicom", "read_dicom_bytes"]
 
 _PREFIX_END: Final = 132
 _MAX_FILE_BYTES: Final = 1 << 28
@@ -111,21 +111,35 @@ def read_dicom(path: Path) -> DicomImage:
     MissingPackageError
         pydicom or a codec is not installed.
     """
-    data = _read_bytes(path)
+    data = read_bytes(path)
+    try:
+        return read_dicom_bytes(data)
+    except ImageError as error:
+        raise ImageError(f"{path} cannot be used: {error}") from error
+
+
+def read_dicom_bytes(data: bytes) -> DicomImage:
+    """Read a grey single-frame radiograph from the bytes of a file, see `read_dicom`.
+
+    Raises
+    ------
+    ImageError
+        They are no such file; the message names no file.
+    MissingPackageError
+        pydicom or a codec is not installed.
+    """
+    if data[128:_PREFIX_END] != b"DICM":
+        raise ImageError("it is no DICOM file: it has no prefix DICM at byte 128")
     require("pydicom", purpose="reading a DICOM file")
     try:
         with _silence_pydicom():
             return _read_image(data)
-    except ImageError as error:
-        raise ImageError(f"{path} cannot be used: {error}") from error
     except UnetxError:
         raise
     except Exception as error:
         # pydicom and the codecs raise nearly everything on damaged input, RecursionError and MemoryError included.
         # Their messages may quote the header.
-        raise ImageError(
-            f"{path} cannot be used: damaged or unsupported DICOM ({type(error).__name__} while reading it)"
-        ) from error
+        raise ImageError(f"damaged or unsupported DICOM ({type(error).__name__} while reading it)") from error
 
 
 @contextlib.contextmanager
@@ -145,7 +159,14 @@ def _silence_pydicom() -> Iterator[None]:
         logger.removeFilter(refuse)
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """Read a whole file of at most 256 MiB.
+
+    Raises
+    ------
+    ImageError
+        It is no file, too large, or cannot be read.
+    """
     try:
         if not path.is_file():
             raise ImageError(f"{path} is no file: pass a DICOM file")
@@ -155,8 +176,6 @@ def _read_bytes(path: Path) -> bytes:
         data = path.read_bytes()
     except OSError as error:
         raise ImageError(f"{path} cannot be read: {error.strerror or type(error).__name__}") from error
-    if data[128:_PREFIX_END] != b"DICM":
-        raise ImageError(f"{path} is no DICOM file: it has no prefix DICM at byte 128")
     return data
 
 
