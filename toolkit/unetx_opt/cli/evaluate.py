@@ -12,7 +12,7 @@ import click
 
 from unetx_opt.cli.evaluation_request import EvaluationRequest, check_usage
 from unetx_opt.cli.output import echo_json, json_text, note, progress
-from unetx_opt.errors import DataError, EngineError, SpecError
+from unetx_opt.errors import DataError, EngineError
 from unetx_opt.optional import require
 
 if TYPE_CHECKING:
@@ -170,19 +170,18 @@ def _open_bundle(path: Path, target: str | None, threads: int | None) -> Iterato
 
 @contextmanager
 def _open_checkpoint(path: Path, size_px: int | None, threads: int | None) -> Iterator[_Predictor]:
-    from unetx_opt.imaging.postprocess import label_mask, restore_logits
     from unetx_opt.imaging.preprocess import prepare_image
+    from unetx_opt.imaging.refinement import decide_labels, make_refiner
     from unetx_opt.models.checkpoint import load_model, read_checkpoint
-    from unetx_opt.models.variants import get_variant
+    from unetx_opt.models.postprocess import read_step
     from unetx_opt.specs import InputContract
 
     torch = require("torch", purpose="evaluating a checkpoint")
     checkpoint = read_checkpoint(path)
-    step = get_variant(checkpoint.variant).postprocess
-    if step is not None:
-        raise SpecError(f"variant {checkpoint.variant} ends with the step {step}, which evaluate does not run yet")
+    step = read_step(checkpoint)
     side = size_px or checkpoint.trained_size_px or _DEFAULT_SIZE_PX
     contract = InputContract(height=side, width=side, channels=checkpoint.spec.in_channels)
+    refiner = None if step is None else make_refiner(step.name, step.parameters, contract)
     model = load_model(checkpoint)
 
     def segment(image: NDArray[Any]) -> NDArray[np.uint8]:
@@ -191,7 +190,7 @@ def _open_checkpoint(path: Path, size_px: int | None, threads: int | None) -> It
             logits = model(torch.tensor(image_chw)[None])[0].float()
         if not bool(torch.isfinite(logits).all()):
             raise EngineError(f"{path} gives NaN or Inf for an image: there is no mask to evaluate")
-        return label_mask(restore_logits(logits.numpy(), geometry))
+        return decide_labels(logits.numpy(), image_chw, geometry, refiner)
 
     facts = {
         "checkpoint": path,
