@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,31 @@ from unetx_opt.optional import require
 if TYPE_CHECKING:
     from unetx_opt.training.datasets import FolderDataset
     from unetx_opt.training.loop import StepReport, TrainedModel
-    from unetx_opt.training.options import TrainingOptions
+    from unetx_opt.training.nih import NihDataset
+    from unetx_opt.training.options import Resources, TrainingOptions
 
 __all__ = ["train"]
+
+
+@dataclass(frozen=True, slots=True)
+class _DataSettings:
+    """Where the images are, and how ChestX-ray14 is read."""
+
+    folder: Path
+    labels: str | None
+    partial: bool
+    minimum_dice: float
+    masks: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What is trained, on what, and with what help."""
+
+    options: TrainingOptions
+    training: FolderDataset | NihDataset
+    validation: FolderDataset | NihDataset
+    resources: Resources
 
 
 @click.command(name="train")
@@ -32,7 +55,7 @@ __all__ = ["train"]
     "data_folder",
     required=True,
     type=click.Path(path_type=Path),
-    help="Folder with images/, masks/ and, if need be, splits.csv (file, patient, split).",
+    help="Folder with images/, masks/ and, if need be, splits.csv; or ChestX-ray14 with a CheXmask table.",
 )
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Checkpoint (.safetensors).")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
@@ -55,10 +78,45 @@ __all__ = ["train"]
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, order and views.")
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "bf16"]),
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
     default="auto",
     show_default=True,
-    help="Arithmetic; the weights stay fp32. auto: bf16 where the device has it.",
+    help="Arithmetic; the weights stay fp32. auto: bf16 where the device has it, else fp16 on a GPU.",
+)
+@click.option(
+    "--clip-norm", type=click.FloatRange(0), default=0.0, show_default=True, help="Longest gradient; 0: any."
+)
+@click.option("--labels", type=click.Choice(["organs", "lungs"]), help="ChestX-ray14: classes.  [default: organs]")
+@click.option("--partial", is_flag=True, help="ChestX-ray14: leave out images without a file or a mask.")
+@click.option(
+    "--minimum-dice",
+    type=click.FloatRange(0, 1),
+    default=0.7,
+    show_default=True,
+    help="ChestX-ray14: leave out masks that CheXmask itself estimates worse.",
+)
+@click.option(
+    "--masks",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="ChestX-ray14: the CheXmask table, where the folder holds none or several.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(0, 256),
+    help="Processes that prepare images.  [default: 0 on a CPU, up to 8 beside a GPU]",
+)
+@click.option(
+    "--cache",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Keep prepared images, for other runs too.  [default: with the state, removed at the end]",
+)
+@click.option(
+    "--log",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Metrics as CSV and for TensorBoard.  [default: OUTPUT.log]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def train(*, data_folder: Path, output: Path, resume: bool, overwrite: bool, as_json: bool, **settings: Any) -> None:
@@ -66,25 +124,53 @@ def train(*, data_folder: Path, output: Path, resume: bool, overwrite: bool, as_
 
     The weights of the epoch with the best validation Dice are written to the output. Until then the state of the
     run is kept in OUTPUT.state after every epoch; a run that was stopped goes on with --resume. Test images are
-    not looked at.
+    not looked at. --workers, --cache and --log change no weight.
     """
-    from unetx_opt.training.datasets import FolderDataset
-
+    data = _DataSettings(
+        data_folder, *(settings.pop(name) for name in ("labels", "partial", "minimum_dice", "masks"))
+    )
+    given = {name: settings.pop(name) for name in ("workers", "cache", "log")}
     options = _make_options(**settings)
     state_folder = output.with_name(output.name + ".state")
     _check_output(output, state_folder, resume=resume, overwrite=overwrite)
-    training, validation = (FolderDataset.open(data_folder, split) for split in ("train", "validation"))
+    training, validation = (_open_split(data, split) for split in ("train", "validation"))
+    resources = _make_resources(options, output, **given)
     note(
         f"training {options.variant} on {len(training)} images of {data_folder}, choosing by {len(validation)} "
         f"({options.precision}, {options.device})"
     )
-    trained = _run(options, training, validation, state_folder)
-    result = _write_result(trained, options, training, validation, output)
+    trained = _run(_Task(options, training, validation, resources), state_folder)
+    result = _write_result(trained, _Task(options, training, validation, resources), output)
     if as_json:
         echo_json(result)
     else:
         scores = result["validation"]["dice"]
         click.echo(f"{output}: validation Dice {scores['mean']:.4f} (epoch {trained.best.epoch})")
+
+
+def _open_split(data: _DataSettings, split: str) -> FolderDataset | NihDataset:
+    from unetx_opt.training.nih import NihDataset, NihOptions, open_dataset
+
+    options = NihOptions(data.labels or "organs", data.minimum_dice, data.partial, data.masks)
+    dataset = open_dataset(data.folder, split, options)
+    if data.labels is not None and not isinstance(dataset, NihDataset):
+        raise click.UsageError("--labels is for ChestX-ray14: the masks of a folder have one class.")
+    return dataset
+
+
+def _make_resources(
+    options: TrainingOptions, output: Path, *, workers: int | None, cache: Path | None, log: Path | None
+) -> Resources:
+    from unetx_opt.optional import find
+    from unetx_opt.training.options import Resources, choose_workers
+
+    if not find("tensorboard"):
+        note("tensorboard is not installed: the metrics are logged as CSV alone")
+    return Resources(
+        workers=choose_workers(options.device) if workers is None else workers,
+        cache=cache,
+        log=log or output.with_name(output.name + ".log"),
+    )
 
 
 def _make_options(precision: str, **settings: Any) -> TrainingOptions:
@@ -112,40 +198,35 @@ def _check_output(output: Path, state_folder: Path, *, resume: bool, overwrite: 
         note(f"{state_folder} holds no finished epoch: starting from the beginning")
 
 
-def _run(
-    options: TrainingOptions, training: FolderDataset, validation: FolderDataset, state_folder: Path
-) -> TrainedModel:
+def _run(task: _Task, state_folder: Path) -> TrainedModel:
     from unetx_opt.training.loop import train_model
 
     try:
-        with _watching(options) as watch:
-            return train_model(options, training, validation, state_folder, watch)
+        with _watching(task.options) as watch:
+            return train_model(
+                task.options, task.training, task.validation, state_folder, watch, resources=task.resources
+            )
     except KeyboardInterrupt:
         note(f"finished epochs are kept in {state_folder}: run the same command with --resume to go on")
         raise
 
 
-def _write_result(
-    trained: TrainedModel,
-    options: TrainingOptions,
-    training: FolderDataset,
-    validation: FolderDataset,
-    output: Path,
-) -> dict[str, Any]:
+def _write_result(trained: TrainedModel, task: _Task, output: Path) -> dict[str, Any]:
     from unetx_opt.models.checkpoint import write_checkpoint
-    from unetx_opt.training.datasets import split_counts
     from unetx_opt.training.scores import score_model, summarize_scores
     from unetx_opt.training.state import remove_state
 
     torch = require("torch", purpose="training a model")
-    scores = summarize_scores(score_model(trained.model, validation, options.size_px))
+    options = task.options
+    scores = summarize_scores(score_model(trained.model, task.validation, options.size_px))
     facts: dict[str, Any] = {
         "training": options.to_json() | {"best_epoch": trained.best.epoch, "epochs_done": len(trained.history)},
         "data": {
-            "name": training.root.resolve().name,
-            "images": split_counts(training.root),
-            "train_sha256": training.digest(),
-            "validation_sha256": validation.digest(),
+            "name": task.training.root.resolve().name,
+            "images": _count_images(task),
+            "labels": list(task.training.label_names),
+            "train_sha256": trained.digests["training_sha256"],
+            "validation_sha256": trained.digests["validation_sha256"],
         },
         "validation": scores | {"size_px": options.size_px},
         "tools": {"unetx-opt": __version__, "torch": str(torch.__version__)},
@@ -153,7 +234,17 @@ def _write_result(
     metadata = {key: json.dumps(value, sort_keys=True) for key, value in facts.items()}
     sha256 = write_checkpoint(output, trained.model, options.variant, metadata)
     remove_state(output.with_name(output.name + ".state"))
-    return {"checkpoint": str(output), "variant": options.variant, "sha256": sha256, **facts}
+    log = {"log": str(task.resources.log)}
+    return {"checkpoint": str(output), "variant": options.variant, "sha256": sha256, **facts, **log}
+
+
+def _count_images(task: _Task) -> dict[str, int]:
+    """Images per split; of ChestX-ray14 those that were used, since the others depend on the filters."""
+    from unetx_opt.training.datasets import FolderDataset, split_counts
+
+    if isinstance(task.training, FolderDataset):
+        return split_counts(task.training.root)
+    return {"train": len(task.training), "validation": len(task.validation)}
 
 
 @contextmanager

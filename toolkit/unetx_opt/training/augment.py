@@ -133,7 +133,9 @@ def cut_view(pixels: NDArray[_Pixel], view: View, side_px: int, *, order: int, o
         (side_px, side_px), normalized=False, mode=_MODES[order], padding_mode="border", align_corners=False
     )
     with torch.inference_mode():
-        cut = transform(torch.from_numpy(pixels).double()[None, None], torch.from_numpy(matrix))[0, 0].numpy()
+        cut = transform(torch.from_numpy(pixels.astype(np.float64))[None, None], torch.from_numpy(matrix))[
+            0, 0
+        ].numpy()
     # Beyond the centres of the outermost pixels nothing is known.
     steps = np.arange(side_px)
     inside = np.ones((side_px, side_px), dtype=np.bool_)

@@ -5,25 +5,28 @@ On a CPU a run is a function of its options, its data and its number of threads,
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import json
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from unetx_opt.errors import CheckpointError, UnetxError
-from unetx_opt.models.unet import UNet, build_model
-from unetx_opt.models.variants import get_variant, variant_spec
+from unetx_opt.errors import DataError, UnetxError
+from unetx_opt.models.unet import UNet
+from unetx_opt.models.variants import get_variant
 from unetx_opt.optional import require
 from unetx_opt.training.augment import Augmentation
-from unetx_opt.training.batches import Batch, PreparedImages, random_batches, whole_batches
-from unetx_opt.training.datasets import FolderDataset
+from unetx_opt.training.batches import Batch, BatchCutter, Draw, random_batches, whole_batches
+from unetx_opt.training.cache import PreparedCache
+from unetx_opt.training.labelled import LabelledImages, identify
 from unetx_opt.training.losses import get_loss
-from unetx_opt.training.options import TrainingOptions, autocast, learning_rate_at
-from unetx_opt.training.state import EpochRecord, SavedState, best_record, has_state, load_state, save_state
+from unetx_opt.training.metrics_log import EpochFigures, MetricsLog
+from unetx_opt.training.options import Resources, TrainingOptions, autocast, learning_rate_at
+from unetx_opt.training.prepared import PreparedImages
+from unetx_opt.training.run import TrainingRun, restore_run, run_identity, save_run, start_run, update_average
+from unetx_opt.training.state import EpochRecord, best_record, has_state, load_state, save_state
 
 if TYPE_CHECKING:
     import torch
@@ -67,10 +70,13 @@ class TrainedModel:
         Weights of the best epoch, on the CPU, in evaluation mode.
     history : tuple of EpochRecord
         All epochs, whichever process ran them.
+    digests : mapping of str to str
+        "training_sha256" and "validation_sha256": the identity of the data when the run began.
     """
 
     model: UNet
     history: tuple[EpochRecord, ...]
+    digests: Mapping[str, str]
 
     @property
     def best(self) -> EpochRecord:
@@ -78,24 +84,13 @@ class TrainedModel:
         return best_record(self.history)
 
 
-@dataclass(slots=True)
-class _Run:
-    """Everything that changes while a model is trained."""
-
-    options: TrainingOptions
-    model: UNet
-    average: UNet
-    optimizer: torch.optim.AdamW
-    history: tuple[EpochRecord, ...] = ()
-    best: dict[str, Tensor] = field(default_factory=dict)
-
-
 def train_model(
     options: TrainingOptions,
-    training: FolderDataset,
-    validation: FolderDataset,
+    training: LabelledImages,
+    validation: LabelledImages,
     state_folder: Path,
     watch: Callable[[StepReport], None] = lambda report: None,
+    resources: Resources | None = None,
 ) -> TrainedModel:
     """Train a variant, or go on where an earlier run of the same options and data stopped.
 
@@ -103,12 +98,14 @@ def train_model(
     ----------
     options : TrainingOptions
         What to train.
-    training, validation : FolderDataset
-        Disjoint splits.
+    training, validation : LabelledImages
+        Disjoint splits with the same labels.
     state_folder : pathlib.Path
         Where the state is kept after every epoch; a state that is there is gone on from.
     watch : callable
         Called after every step.
+    resources : Resources, optional
+        Workers, cache and log.
 
     Returns
     -------
@@ -119,30 +116,34 @@ def train_model(
     ------
     CheckpointError
         The state belongs to another run, or is damaged.
+    DataError
+        The splits have other labels, or an image cannot be read or changed under the run.
     UnetxError
-        The loss is not finite, or there are fewer than two training images.
+        The loss is not finite, there are fewer than two training images, or a worker died.
     """
-    if len(training) < 2:
-        raise UnetxError(f"{len(training)} training image, expected at least 2: add images to the train split")
-    identity = {
-        "options": options.to_json() | {"augmentation": _plain(Augmentation())},
-        "training_sha256": training.digest(),
-        "validation_sha256": validation.digest(),
+    _check_data(training, validation)
+    given = resources or Resources()
+    cache = PreparedCache(given.cache or state_folder / "prepared")
+    identities = {"training": identify(training), "validation": identify(validation)}
+    sets = {
+        part: PreparedImages(images, options.size_px, identities[part], cache)
+        for part, images in (("training", training), ("validation", validation))
     }
-    run = _start_run(options)
+    digests = {f"{part}_sha256": found.digest for part, found in identities.items()}
+    identity = run_identity(options, training.label_names, digests)
+    run = start_run(options, training.label_names)
     if has_state(state_folder):
-        _restore(run, load_state(state_folder), identity, state_folder)
-    images = PreparedImages(training, options.size_px)
-    checks = PreparedImages(validation, options.size_px)
-    while len(run.history) < options.epochs and not _is_exhausted(run):
-        loss = _train_epoch(run, images, watch)
-        dice = validation_dice(run.average, whole_batches(checks, options.batch_size), options)
-        run.history = (*run.history, EpochRecord(len(run.history) + 1, loss, dice))
-        if best_record(run.history).epoch == len(run.history):
-            run.best = {name: value.clone() for name, value in run.average.state_dict().items()}
-        save_state(state_folder, SavedState(identity, run.history, _tensors(run), run.best))
+        restore_run(run, load_state(state_folder), identity, state_folder)
+    with ExitStack() as stack:
+        cutter = stack.enter_context(BatchCutter(sets, given.workers))
+        log = stack.enter_context(MetricsLog(given.log, len(run.history))) if given.log else None
+        while len(run.history) < options.epochs and not run.is_exhausted:
+            figures = _run_epoch(run, cutter, watch)
+            if log is not None:
+                log.add(figures)
+            save_state(state_folder, save_run(run, identity))
     run.average.load_state_dict(run.best)
-    return TrainedModel(run.average.to("cpu").eval(), run.history)
+    return TrainedModel(run.average.to("cpu").eval(), run.history, digests)
 
 
 def validation_dice(model: UNet, batches: Iterable[Batch], options: TrainingOptions) -> float:
@@ -164,31 +165,44 @@ def validation_dice(model: UNet, batches: Iterable[Batch], options: TrainingOpti
     return math.fsum(scores) / len(scores)
 
 
-def _start_run(options: TrainingOptions) -> _Run:
-    torch.manual_seed(options.seed)
-    model = build_model(variant_spec(options.variant, width=options.width)).to(options.device)
-    # On CPUs as on GPUs convolutions are fastest with the channels last.
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = copy.deepcopy(model).requires_grad_(False)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=options.learning_rate,
+def _check_data(training: LabelledImages, validation: LabelledImages) -> None:
+    if len(training) < 2:
+        raise UnetxError(f"{len(training)} training image, expected at least 2: add images to the train split")
+    if training.label_names != validation.label_names:
+        raise DataError(
+            f"the training images have the labels {training.label_names}, those for validation "
+            f"{validation.label_names}: they must agree"
+        )
+
+
+def _run_epoch(run: TrainingRun, cutter: BatchCutter, watch: Callable[[StepReport], None]) -> EpochFigures:
+    """Train for one epoch, validate, and record it in the run's history."""
+    start = time.perf_counter()
+    loss, seen = _train_epoch(run, cutter, watch)
+    trained_s = time.perf_counter() - start
+    dice = validation_dice(run.average, whole_batches(cutter, "validation", run.options.batch_size), run.options)
+    run.record(loss, dice)
+    return EpochFigures(
+        epoch=len(run.history),
+        loss=loss,
+        learning_rate=run.optimizer.param_groups[0]["lr"],
+        validation_dice=dice,
+        seconds=time.perf_counter() - start,
+        images_per_s=seen / trained_s,
     )
-    return _Run(options, model, average, optimizer)
 
 
-def _train_epoch(run: _Run, images: PreparedImages, watch: Callable[[StepReport], None]) -> float:
-    options, done = run.options, len(run.history)
-    batches = random_batches(images, options.batch_size, options.seed, done, Augmentation())
-    steps = -(-len(images) // options.batch_size)
+def _train_epoch(run: TrainingRun, cutter: BatchCutter, watch: Callable[[StepReport], None]) -> tuple[float, int]:
+    """Mean loss of an epoch, and how many views it saw."""
+    options, done, seen = run.options, len(run.history), 0
+    steps = -(-len(cutter.sets["training"]) // options.batch_size)
     compute_loss = get_loss(get_variant(options.variant).loss).compute
     # Layers with randomness of their own draw the same numbers whether or not the process is a new one.
     torch.manual_seed(options.seed * 1_000_003 + done)
     run.model.train()
     losses: list[float] = []
-    for step, batch in enumerate(batches):
+    draw = Draw(options.seed, done, Augmentation())
+    for step, batch in enumerate(random_batches(cutter, "training", options.batch_size, draw)):
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate_at(options, done * steps + step, steps)
         image, labels = _to_device(batch, options)
@@ -201,84 +215,24 @@ def _train_epoch(run: _Run, images: PreparedImages, watch: Callable[[StepReport]
                 f"the loss is {losses[-1]} in step {step + 1} of epoch {done + 1}: "
                 "lower the learning rate, or train with --precision fp32"
             )
-        run.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        run.optimizer.step()
-        _update_average(run, done * steps + step)
+        _descend(run, loss)
+        update_average(run, done * steps + step)
+        seen += len(image)
         watch(StepReport(done + 1, step + 1, steps, losses[-1], run.history))
-    return math.fsum(losses) / len(losses)
+    return math.fsum(losses) / len(losses), seen
 
 
-def _update_average(run: _Run, step: int) -> None:
-    # Early on the average follows closely, or it would remember the random start.
-    decay = min(run.options.average_decay, (1.0 + step) / (10.0 + step)) if run.options.average_decay else 0.0
-    with torch.no_grad():
-        current = run.model.state_dict()
-        for name, value in run.average.state_dict().items():
-            if value.is_floating_point():
-                value.lerp_(current[name], 1.0 - decay)
-            else:
-                value.copy_(current[name])
-
-
-def _is_exhausted(run: _Run) -> bool:
-    return bool(run.history) and len(run.history) - best_record(run.history).epoch >= run.options.patience
+def _descend(run: TrainingRun, loss: Tensor) -> None:
+    """One step along the gradient; in float16 it is left out where the scaled gradient is not finite."""
+    run.optimizer.zero_grad(set_to_none=True)
+    run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    if run.options.clip_norm:
+        run.scaler.unscale_(run.optimizer)
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.options.clip_norm)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
 
 
 def _to_device(batch: Batch, options: TrainingOptions) -> tuple[Tensor, Tensor]:
     image = torch.from_numpy(batch.image_nchw).to(options.device).contiguous(memory_format=torch.channels_last)
     return image, torch.from_numpy(batch.labels_nhw).to(options.device)
-
-
-def _tensors(run: _Run) -> dict[str, Tensor]:
-    """Everything that changes from step to step, under names that say where it belongs."""
-    tensors = {f"model/{name}": value for name, value in run.model.state_dict().items()}
-    tensors |= {f"average/{name}": value for name, value in run.average.state_dict().items()}
-    for name, parameter in run.model.named_parameters():
-        for moment, value in run.optimizer.state[parameter].items():
-            tensors[f"optimizer/{name}/{moment}"] = value
-    return tensors
-
-
-def _restore(run: _Run, saved: SavedState, identity: Mapping[str, Any], folder: Path) -> None:
-    if dict(saved.identity) != dict(identity):
-        raise CheckpointError(
-            f"{folder} belongs to a run with other settings ({_differences(saved.identity, identity)}): "
-            "use the same ones, or remove the folder and train from the start"
-        )
-    try:
-        run.model.load_state_dict(_part(saved.tensors, "model/"))
-        run.average.load_state_dict(_part(saved.tensors, "average/"))
-        for name, parameter in run.model.named_parameters():
-            moments = _part(saved.tensors, f"optimizer/{name}/")
-            run.optimizer.state[parameter] = {
-                # The counter of steps is a scalar on the CPU; moments lie in memory as their parameter does.
-                key: value if value.ndim == 0 else torch.empty_like(parameter).detach().copy_(value)
-                for key, value in moments.items()
-            }
-    except RuntimeError as error:
-        raise CheckpointError(f"{folder} does not fit the model: remove it and train from the start") from error
-    run.history, run.best = saved.history, dict(saved.best)
-
-
-def _plain(limits: Augmentation) -> dict[str, Any]:
-    """JSON types, equal to what a round trip through a file gives."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(limits)))
-    return plain
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _differences(saved: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
-    old, new = dict(saved.get("options", {})), dict(identity["options"])
-    changed = [
-        f"{key} {old.get(key)} -> {new.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)
-    ]
-    changed += [
-        key.removesuffix("_sha256") + " images"
-        for key in identity
-        if key != "options" and saved.get(key) != identity[key]
-    ]
-    return ", ".join(changed)

@@ -1,11 +1,13 @@
-"""What decides a training run, and nothing else: two runs with equal options and data end in equal weights."""
+"""What decides a training run, and apart from it what only helps: runs with equal options and data end alike."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,9 +21,13 @@ if TYPE_CHECKING:
 __all__ = [
     "PRECISIONS",
     "Arithmetic",
+    "Resources",
     "TrainingOptions",
+    "autocast",
     "choose_device",
     "choose_precision",
+    "choose_workers",
+    "gradient_scaler",
     "learning_rate_at",
     "training_contract",
 ]
@@ -53,6 +59,8 @@ class TrainingOptions:
         Length of the linear rise.
     weight_decay : float
         Of AdamW (Loshchilov & Hutter 2019), on weights of two or more axes only.
+    clip_norm : float
+        Length to which a longer gradient, taken over all weights, is shortened; 0 leaves every gradient as it is.
     average_decay : float
         Of the exponential moving average of the weights, which is what is validated and kept; 0 keeps the weights
         themselves.
@@ -72,6 +80,7 @@ class TrainingOptions:
     learning_rate: float = 2e-3
     warmup_epochs: float = 1.0
     weight_decay: float = 0.02
+    clip_norm: float = 0.0
     average_decay: float = 0.99
     precision: str = "fp32"
     device: str = "cpu"
@@ -86,6 +95,7 @@ class TrainingOptions:
             ("average_decay", self.average_decay, 0.0, 0.99999),
             ("warmup_epochs", self.warmup_epochs, 0.0, 1000.0),
             ("weight_decay", self.weight_decay, 0.0, 10.0),
+            ("clip_norm", self.clip_norm, 0.0, 1e6),
         ):
             if not low <= value <= high:
                 raise SpecError(f"{name} is {value}, expected {low} to {high}")
@@ -102,6 +112,29 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Resources:
+    """What a run may use; none of it changes a weight.
+
+    Attributes
+    ----------
+    workers : int
+        Processes that decode, prepare and augment images; 0 leaves that to a thread of this process.
+    cache : pathlib.Path or None
+        Folder of prepared images, which several runs may share; None keeps them with the state of the run.
+    log : pathlib.Path or None
+        Folder for `unetx_opt.training.metrics_log`; None writes no log.
+    """
+
+    workers: int = 0
+    cache: Path | None = None
+    log: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.workers <= 256:
+            raise SpecError(f"workers is {self.workers}, expected 0 to 256")
+
+
+@dataclass(frozen=True, slots=True)
 class Arithmetic:
     """A row of the table of precisions.
 
@@ -109,11 +142,14 @@ class Arithmetic:
     ----------
     name : str
         What the command line calls it.
+    dtype : str
+        PyTorch's name of the type that convolutions are computed in.
     why_not : callable
         Device name -> the reason why it does not pay there, or None.
     """
 
     name: str
+    dtype: str
     why_not: Callable[[str], str | None]
 
 
@@ -126,9 +162,21 @@ def _bf16_why_not(device: str) -> str | None:
     return None if has_bf16 else "this CPU has no bfloat16 instructions"
 
 
-#: Precision name -> its row, the preferred first.
+def _fp16_why_not(device: str) -> str | None:
+    return None if device == "cuda" else "half precision pays on a GPU alone"
+
+
+#: Precision name -> its row, the preferred first. "fp16" is for GPUs without bfloat16; its loss is scaled so that
+#: small gradients do not vanish. It has been run on a CPU only, never yet on a GPU.
 PRECISIONS: Final[Mapping[str, Arithmetic]] = MappingProxyType(
-    {"bf16": Arithmetic("bf16", _bf16_why_not), "fp32": Arithmetic("fp32", lambda device: None)}
+    {
+        row.name: row
+        for row in (
+            Arithmetic("bf16", "bfloat16", _bf16_why_not),
+            Arithmetic("fp16", "float16", _fp16_why_not),
+            Arithmetic("fp32", "float32", lambda device: None),
+        )
+    }
 )
 
 
@@ -141,6 +189,11 @@ def choose_device() -> str:
 def choose_precision(device: str) -> str:
     """Return the first precision that pays on a device."""
     return next(row.name for row in PRECISIONS.values() if row.why_not(device) is None)
+
+
+def choose_workers(device: str) -> int:
+    """Return how many processes should prepare images: a CPU that trains has none to spare, a GPU waits for them."""
+    return 0 if device == "cpu" else min(8, max(1, (os.cpu_count() or 1) - 1))
 
 
 def learning_rate_at(options: TrainingOptions, step: int, steps_per_epoch: int) -> float:
@@ -171,7 +224,15 @@ def training_contract(size_px: int) -> InputContract:
 def autocast(options: TrainingOptions) -> torch.autocast:
     """Return the autocast context of the run's precision."""
     torch_module = require("torch", purpose="training a model")
+    dtype = getattr(torch_module, PRECISIONS[options.precision].dtype)
     context: torch.autocast = torch_module.autocast(
-        options.device, dtype=torch_module.bfloat16, enabled=options.precision == "bf16"
+        options.device, dtype=dtype, enabled=dtype is not torch_module.float32
     )
     return context
+
+
+def gradient_scaler(options: TrainingOptions) -> torch.amp.GradScaler:
+    """Return the scaler of the run's precision; it lets everything pass where that is not float16."""
+    torch_module = require("torch", purpose="training a model")
+    scaler: torch.amp.GradScaler = torch_module.amp.GradScaler(options.device, enabled=options.precision == "fp16")
+    return scaler

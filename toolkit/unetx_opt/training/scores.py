@@ -90,11 +90,11 @@ def score_model(model: UNet, dataset: LabelledImages, size_px: int) -> tuple[Ima
     scores = []
     for index, name in enumerate(dataset.names):
         found, mask = segment_image(model, dataset.image(index), size_px), dataset.mask(index)
-        means = (
+        class_dice, class_iou = (
             math.fsum(measure(found, mask, class_index) for class_index in classes) / len(classes)
             for measure in (dice, iou)
         )
-        scores.append(ImageScore(name, *means, accuracy=pixel_accuracy(found, mask)))
+        scores.append(ImageScore(name, class_dice, class_iou, pixel_accuracy(found, mask)))
     return tuple(scores)
 
 
