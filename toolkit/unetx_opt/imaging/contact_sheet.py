@@ -43,8 +43,8 @@ _MOST_COLUMNS: Final = 4
 
 # Contours are drawn this much larger and then averaged: smooth lines from masks of any size.
 _SCALE: Final = 3
-_TRUTH_WIDTH: Final = 11
-_FOUND_WIDTH: Final = 5
+_TRUTH_WIDTH: Final = 13
+_FOUND_WIDTH: Final = 7
 _FILL_OPACITY: Final = 0.38
 
 
