@@ -1,0 +1,130 @@
+"""The whole reproduction: weights, bundles, accuracy, times; every stage is kept when it is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from unetx_bench.environment import capture_environment
+from unetx_bench.reproduce.accuracy import Scores, score_bundle
+from unetx_bench.reproduce.article import BASELINE
+from unetx_bench.reproduce.assembly import Measured, assemble
+from unetx_bench.reproduce.engines import Built, build_variant, graph_facts
+from unetx_bench.reproduce.images import TestImages, open_images
+from unetx_bench.reproduce.latency import TimedRun, time_variants
+from unetx_bench.reproduce.plan import DEFAULT_SIZE_PX, Plan, ReproduceOptions, make_plan
+from unetx_bench.reproduce.record import GraphRecord, Reproduction
+from unetx_bench.reproduce.stages import Workplace
+from unetx_bench.reproduce.weights import Weights, find_weights, read_seeds
+from unetx_opt.errors import UnetxError
+from unetx_opt.runtime.host import probe_host
+
+__all__ = ["reproduce"]
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """What is the same for every variant."""
+
+    plan: Plan
+    images: TestImages
+    size_px: int
+    place: Workplace
+    tell: Tell
+
+
+@dataclass(slots=True)
+class _Row:
+    """What the stages leave of one variant."""
+
+    graph: GraphRecord | None = None
+    built: list[Built] = field(default_factory=list)
+    scores: dict[str, Scores] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def reproduce(options: ReproduceOptions, tell: Tell = lambda text: None) -> tuple[Reproduction, TimedRun]:
+    """Measure every variant, and answer the article's claims.
+
+    Parameters
+    ----------
+    options : ReproduceOptions
+        What is asked for.
+    tell : callable
+        Told what is going on, line by line.
+
+    Returns
+    -------
+    tuple
+        What was measured and what follows, and the raw samples of the times.
+
+    Raises
+    ------
+    UnetxError
+        The baseline cannot be measured, or the data cannot be read. Any other variant that fails is a row of the
+        result that says why.
+    """
+    started = time.monotonic()
+    plan = make_plan(options, probe_host())
+    seeds = read_seeds(options.seeds)
+    environment = capture_environment()
+    weights, absent = find_weights(plan, tell)
+    setting = _prepare(plan, weights[BASELINE], tell)
+    rows = {name: _measure_variant(name, found, setting) for name, found in weights.items()}
+    missing = dict(absent) | {name: _reasons(row) for name, row in rows.items() if not row.built}
+    if BASELINE in missing:
+        raise UnetxError(f"the baseline cannot be measured: {missing[BASELINE]}")
+    kept = {name: row for name, row in rows.items() if name not in missing}
+    built = {name: row.built for name, row in kept.items()}
+    run = time_variants(built, setting.images.read(0)[0], plan.extent.measure, setting.place, tell)
+    measured = Measured(
+        plan=plan,
+        size_px=setting.size_px,
+        data=setting.images.record,
+        environment=environment,
+        weights=weights,
+        missing=missing,
+        graphs={name: row.graph for name, row in kept.items() if row.graph is not None},
+        scores={name: row.scores for name, row in kept.items()},
+        steps={name: row.built[0].step for name, row in kept.items()},
+        left_out={name: row.left_out | dict(run.left_out[name]) for name, row in kept.items()},
+        run=run,
+        seeds=seeds,
+    )
+    return assemble(measured, time.monotonic() - started), run
+
+
+def _prepare(plan: Plan, baseline: Weights, tell: Tell) -> _Setting:
+    options = plan.options
+    default = DEFAULT_SIZE_PX if options.quick else baseline.record.trained_size_px or DEFAULT_SIZE_PX
+    size_px = options.size_px or default
+    images = open_images(options.data, baseline.label_count, plan.image_limit, plan.extent.phantoms, size_px)
+    tell(f"{len(plan.variants)} variants at {size_px} x {size_px} pixels, {images.record.note}")
+    return _Setting(plan, images, size_px, Workplace(options.output / "work"), tell)
+
+
+def _measure_variant(name: str, weights: Weights, setting: _Setting) -> _Row:
+    """Trace, build and score one variant; what fails is left out with its reason."""
+    row = _Row()
+    try:
+        row.graph = graph_facts(name, weights, setting.size_px, setting.place)
+    except UnetxError as error:
+        row.left_out["graph"] = str(error)
+        return row
+    for precision in setting.plan.precisions:
+        try:
+            built = build_variant(name, precision, weights, setting.plan, setting.size_px, setting.tell)
+            label = f"{name}-{precision}"
+            row.scores[precision.value] = score_bundle(label, built, setting.images, setting.place, setting.tell)
+            row.built.append(built)
+        except UnetxError as error:
+            row.left_out[precision.value] = str(error)
+            setting.tell(f"left out: {name} {precision}: {error}")
+    return row
+
+
+def _reasons(row: _Row) -> str:
+    return "; ".join(f"{what}: {reason}" for what, reason in row.left_out.items())

@@ -1,0 +1,187 @@
+"""Which weights each variant is measured with: given, shipped, or trained here; and figures of further seeds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from unetx_bench.reproduce.article import BASELINE
+from unetx_bench.reproduce.record import SeedFigures, WeightsRecord
+from unetx_opt.errors import CheckpointError, DataError, UnetxError
+from unetx_opt.models.variants import VARIANTS, get_variant
+
+if TYPE_CHECKING:
+    from unetx_bench.reproduce.plan import Plan
+    from unetx_opt.models.checkpoint import Checkpoint
+
+__all__ = ["Weights", "find_weights", "read_seeds"]
+
+_ENDINGS: Final = (".safetensors", ".pt", ".pth")
+_MAX_SEED_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A checkpoint file and what it says about itself.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        The file.
+    record : WeightsRecord
+        For the report.
+    label_count : int
+        Labels of its masks, the background included.
+    """
+
+    path: Path
+    record: WeightsRecord
+    label_count: int
+
+
+def find_weights(plan: Plan, tell: Callable[[str], None]) -> tuple[Mapping[str, Weights], Mapping[str, str]]:
+    """Find, or train, the weights of every variant.
+
+    Parameters
+    ----------
+    plan : Plan
+        What is measured.
+    tell : callable
+        Told what is going on, line by line.
+
+    Returns
+    -------
+    found : mapping of str to Weights
+        By variant.
+    missing : mapping of str to str
+        Variant -> why it has none.
+
+    Raises
+    ------
+    CheckpointError
+        The baseline has none: there is nothing to compare with.
+    """
+    found: dict[str, Weights] = {}
+    missing: dict[str, str] = {}
+    for variant in plan.variants:
+        try:
+            found[variant] = _read(variant, _locate(variant, plan, found, tell))
+        except CheckpointError as error:
+            missing[variant] = str(error)
+    if BASELINE in missing:
+        raise CheckpointError(f"the baseline has no weights to compare with: {missing[BASELINE]}")
+    return found, missing
+
+
+def _locate(variant: str, plan: Plan, found: Mapping[str, Weights], tell: Callable[[str], None]) -> Path:
+    from unetx_opt.models.checkpoint import reference_checkpoint
+
+    folder = plan.options.checkpoints
+    if folder is not None:
+        paths = (folder / f"{variant}{ending}" for ending in _ENDINGS)
+        given = next((path for path in paths if path.is_file()), None)
+        if given is not None:
+            return given
+    if plan.options.train:
+        return _train(variant, plan, found, tell)
+    if folder is not None:
+        raise CheckpointError(f"{folder} holds no {variant}.safetensors: add it, or train it with --train")
+    return reference_checkpoint(variant)
+
+
+def _train(variant: str, plan: Plan, found: Mapping[str, Weights], tell: Callable[[str], None]) -> Path:
+    """Train with the command of that name, in a process of its own, and go on with what a stopped run left."""
+    options = plan.options
+    output = options.output / "work" / "checkpoints" / f"{variant}.safetensors"
+    if output.is_file():
+        return output
+    output.parent.mkdir(parents=True, exist_ok=True)
+    given = {
+        "--variant": variant,
+        "--data": options.data,
+        "--output": output,
+        "--epochs": options.epochs,
+        "--width": options.width,
+        "--size": options.size_px or 256,
+    }
+    if get_variant(variant).postprocess is not None and _same_network(variant, BASELINE) and BASELINE in found:
+        # A step behind the baseline's network is fitted to the baseline's own weights.
+        given = {"--variant": variant, "--data": options.data, "--output": output}
+        given["--weights"] = found[BASELINE].path
+    tell(f"training {variant}")
+    arguments = [text for name, value in given.items() for text in (name, str(value))]
+    ended = subprocess.run([sys.executable, "-m", "unetx_opt.cli.main", "train", *arguments, "--resume"], check=False)
+    if ended.returncode != 0:
+        raise UnetxError(
+            f"training {variant} ended with exit code {ended.returncode}: run the command again to go on"
+        )
+    return output
+
+
+def _same_network(first: str, second: str) -> bool:
+    from unetx_opt.models.variants import variant_spec
+
+    one, other = VARIANTS[first], VARIANTS[second]
+    return variant_spec(first) == variant_spec(second) and one.loss == other.loss
+
+
+def _read(variant: str, path: Path) -> Weights:
+    from unetx_opt.models.checkpoint import read_checkpoint
+
+    checkpoint = read_checkpoint(path, variant=variant)
+    record = WeightsRecord(
+        source=path.name,
+        sha256=checkpoint.sha256,
+        trained_on=_fact(checkpoint, "data", "name", str),
+        trained_size_px=checkpoint.trained_size_px,
+        seed=_fact(checkpoint, "training", "seed", int),
+    )
+    return Weights(path, record, max(2, checkpoint.spec.num_classes))
+
+
+def _fact(checkpoint: Checkpoint, part: str, name: str, kind: type) -> Any:
+    try:
+        value = json.loads(checkpoint.metadata.get(part, "{}")).get(name)
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    return value if type(value) is kind else None
+
+
+def read_seeds(path: Path | None) -> Mapping[str, SeedFigures]:
+    """Read figures of several seeds: ``{variant: {seed: {"accuracy": .., "miou": .., "dice": ..}}}``.
+
+    Parameters
+    ----------
+    path : pathlib.Path or None
+        JSON file; keys that are no variant are left alone. None gives none.
+
+    Raises
+    ------
+    DataError
+        It cannot be read, or a figure is no number.
+    """
+    if path is None:
+        return {}
+    try:
+        if path.stat().st_size > _MAX_SEED_BYTES:
+            raise DataError(f"{path} has more than {_MAX_SEED_BYTES} bytes, expected figures of some seeds")
+        document = json.loads(path.read_text(encoding="utf-8"))
+        rows = {name: document[name] for name in VARIANTS if name in document}
+        return {name: _by_figure(seeds) for name, seeds in rows.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f'{path} is no JSON object of the form {{"unet": {{"0": {{"accuracy": 0.98}}}}}}: {error}'
+        ) from error
+
+
+def _by_figure(seeds: Mapping[str, Mapping[str, float]]) -> SeedFigures:
+    figures: dict[str, dict[str, float]] = {}
+    for seed, row in seeds.items():
+        for figure, value in row.items():
+            figures.setdefault(figure, {})[seed] = value
+    return SeedFigures(figures=figures)
