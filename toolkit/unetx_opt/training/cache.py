@@ -23,6 +23,7 @@ offset size                     content
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import shutil
@@ -127,13 +128,14 @@ def entry_key(fingerprint: bytes, label_names: tuple[str, ...], size_px: int) ->
     size_px : int
         S.
     """
-    made_of = {
-        "preparation": _PREPARATION,
-        "fingerprint": fingerprint.hex(),
-        "labels": label_names,
-        "contracts": [dataclasses.asdict(training_contract(side)) for side in (size_px, 2 * size_px)],
-    }
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(_preparation(label_names, size_px) + fingerprint).hexdigest()
+
+
+@functools.lru_cache(maxsize=16)
+def _preparation(label_names: tuple[str, ...], size_px: int) -> bytes:
+    """Digest of what is done to every image of a run."""
+    contracts = [dataclasses.asdict(training_contract(side)) for side in (size_px, 2 * size_px)]
+    return hashlib.sha256(json.dumps([_PREPARATION, label_names, contracts]).encode()).digest()
 
 
 def _to_bytes(key: bytes, prepared: PreparedImage) -> bytes:
