@@ -269,6 +269,15 @@ def test_a_missing_file_and_a_folder_are_clear_errors(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "noise.bin")
 
 
-def test_a_variant_without_a_reference_checkpoint_says_so() -> None:
-    with pytest.raises(CheckpointError, match="no reference checkpoint ships for variant crf"):
+def test_a_variant_without_a_reference_checkpoint_says_so_until_one_ships(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unetx_opt.models import checkpoint as module
+
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "checkpoint.py"))
+    with pytest.raises(CheckpointError, match=r"no reference checkpoint ships for variant crf \(shipped: none\)"):
         reference_checkpoint("crf")
+    (tmp_path / "reference").mkdir()
+    shipped = tmp_path / "reference" / "crf.safetensors"
+    shipped.touch()
+    assert reference_checkpoint("crf") == shipped

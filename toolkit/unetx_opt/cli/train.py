@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import click
 
 from unetx_opt import __version__
 from unetx_opt.cli.output import echo_json, note
+from unetx_opt.cli.train_step import bind_step, check_weights_usage, describe_field, fit_step, write_fitted
 from unetx_opt.errors import UnetxError
 from unetx_opt.models.variants import VARIANTS
 from unetx_opt.optional import require
@@ -118,34 +119,54 @@ class _Task:
     type=click.Path(path_type=Path, file_okay=False),
     help="Metrics as CSV and for TensorBoard.  [default: OUTPUT.log]",
 )
+@click.option(
+    "--weights",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="crf and combined: take these weights instead of training any, and fit the CRF alone.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def train(*, data_folder: Path, output: Path, resume: bool, overwrite: bool, as_json: bool, **settings: Any) -> None:
     """Train a variant on a folder of images and masks.
 
     The weights of the epoch with the best validation Dice are written to the output. Until then the state of the
     run is kept in OUTPUT.state after every epoch; a run that was stopped goes on with --resume. Test images are
-    not looked at. --workers, --cache and --log change no weight.
+    not looked at. --workers, --cache and --log change no weight. The CRF of crf and combined is fitted on the
+    validation images at the end.
     """
     data = _DataSettings(
         data_folder, *(settings.pop(name) for name in ("labels", "partial", "minimum_dice", "masks"))
     )
+    weights = settings.pop("weights")
+    if weights is not None:
+        check_weights_usage(settings["variant"], resume=resume)
     given = {name: settings.pop(name) for name in ("workers", "cache", "log")}
     options = _make_options(**settings)
     state_folder = output.with_name(output.name + ".state")
     _check_output(output, state_folder, resume=resume, overwrite=overwrite)
+    if weights is not None:
+        validation = _open_split(data, "validation")
+        result = write_fitted(weights, options.variant, validation, output, options.size_px)
+        _print_result(result, as_json=as_json)
+        return
     training, validation = (_open_split(data, split) for split in ("train", "validation"))
     resources = _make_resources(options, output, **given)
     note(
         f"training {options.variant} on {len(training)} images of {data_folder}, choosing by {len(validation)} "
-        f"({options.precision}, {options.device})"
+        f"({options.precision}, {options.device}); {describe_field(options.variant)}"
     )
     trained = _run(_Task(options, training, validation, resources), state_folder)
     result = _write_result(trained, _Task(options, training, validation, resources), output)
+    _print_result(result, as_json=as_json)
+
+
+def _print_result(result: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         echo_json(result)
-    else:
-        scores = result["validation"]["dice"]
-        click.echo(f"{output}: validation Dice {scores['mean']:.4f} (epoch {trained.best.epoch})")
+        return
+    best = result.get("training", {}).get("best_epoch")
+    epoch = "" if best is None else f" (epoch {best})"
+    click.echo(f"{result['checkpoint']}: validation Dice {result['validation']['dice']['mean']:.4f}{epoch}")
 
 
 def _open_split(data: _DataSettings, split: str) -> FolderDataset | NihDataset:
@@ -213,12 +234,15 @@ def _run(task: _Task, state_folder: Path) -> TrainedModel:
 
 def _write_result(trained: TrainedModel, task: _Task, output: Path) -> dict[str, Any]:
     from unetx_opt.models.checkpoint import write_checkpoint
+    from unetx_opt.models.postprocess import METADATA_KEY, step_metadata
     from unetx_opt.training.scores import score_model, summarize_scores
     from unetx_opt.training.state import remove_state
 
     torch = require("torch", purpose="training a model")
     options = task.options
-    scores = summarize_scores(score_model(trained.model, task.validation, options.size_px))
+    step = fit_step(options.variant, trained.model, task.validation, options.size_px)
+    refiner = bind_step(step, options.size_px)
+    scores = summarize_scores(score_model(trained.model, task.validation, options.size_px, refiner))
     facts: dict[str, Any] = {
         "training": options.to_json() | {"best_epoch": trained.best.epoch, "epochs_done": len(trained.history)},
         "data": {
@@ -231,6 +255,8 @@ def _write_result(trained: TrainedModel, task: _Task, output: Path) -> dict[str,
         "validation": scores | {"size_px": options.size_px},
         "tools": {"unetx-opt": __version__, "torch": str(torch.__version__)},
     }
+    if step is not None:
+        facts[METADATA_KEY] = json.loads(step_metadata(step))
     metadata = {key: json.dumps(value, sort_keys=True) for key, value in facts.items()}
     sha256 = write_checkpoint(output, trained.model, options.variant, metadata)
     remove_state(output.with_name(output.name + ".state"))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unetx_opt.imaging.postprocess import label_mask, restore_logits
 from unetx_opt.imaging.preprocess import prepare_image
+from unetx_opt.imaging.refinement import Refiner, decide_labels
 from unetx_opt.metrics.overlap import dice, iou, pixel_accuracy
 from unetx_opt.optional import require
 from unetx_opt.training.labelled import LabelledImages
@@ -45,7 +45,9 @@ class ImageScore:
     accuracy: float
 
 
-def segment_image(model: UNet, image: NDArray[Any], size_px: int) -> NDArray[np.uint8]:
+def segment_image(
+    model: UNet, image: NDArray[Any], size_px: int, refiner: Refiner | None = None
+) -> NDArray[np.uint8]:
     """Segment one image with the PyTorch model, in float32 on the CPU.
 
     Parameters
@@ -56,6 +58,8 @@ def segment_image(model: UNet, image: NDArray[Any], size_px: int) -> NDArray[np.
         (H, W) grey values.
     size_px : int
         Height and width of the network's input.
+    refiner : Refiner, optional
+        Step after the network.
 
     Returns
     -------
@@ -66,10 +70,12 @@ def segment_image(model: UNet, image: NDArray[Any], size_px: int) -> NDArray[np.
     prepared_chw, geometry = prepare_image(image, training_contract(size_px))
     with torch.inference_mode():
         logits_chw = model(torch.tensor(prepared_chw)[None])[0].float().numpy()
-    return label_mask(restore_logits(logits_chw, geometry))
+    return decide_labels(logits_chw, prepared_chw, geometry, refiner)
 
 
-def score_model(model: UNet, dataset: LabelledImages, size_px: int) -> tuple[ImageScore, ...]:
+def score_model(
+    model: UNet, dataset: LabelledImages, size_px: int, refiner: Refiner | None = None
+) -> tuple[ImageScore, ...]:
     """Score every image of a data set.
 
     Parameters
@@ -80,6 +86,8 @@ def score_model(model: UNet, dataset: LabelledImages, size_px: int) -> tuple[Ima
         Images and masks.
     size_px : int
         Height and width of the network's input.
+    refiner : Refiner, optional
+        Step after the network.
 
     Returns
     -------
@@ -89,7 +97,7 @@ def score_model(model: UNet, dataset: LabelledImages, size_px: int) -> tuple[Ima
     classes = range(1, len(dataset.label_names))
     scores = []
     for index, name in enumerate(dataset.names):
-        found, mask = segment_image(model, dataset.image(index), size_px), dataset.mask(index)
+        found, mask = segment_image(model, dataset.image(index), size_px, refiner), dataset.mask(index)
         class_dice, class_iou = (
             math.fsum(measure(found, mask, class_index) for class_index in classes) / len(classes)
             for measure in (dice, iou)
