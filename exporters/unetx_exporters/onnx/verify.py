@@ -132,7 +132,12 @@ class GraphRunner(Closing):
 
     def run(self, image_nchw: np.ndarray) -> Mapping[str, np.ndarray]:
         """Compute every output, by name, for an image (N, C, H, W) float32."""
-        values = self._session.run(self.outputs, {self._input: np.ascontiguousarray(image_nchw, np.float32)})
+        return self.run_from({self._input: image_nchw})
+
+    def run_from(self, tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Compute every output of a graph with several inputs, float32 tensors by name."""
+        fed = {name: np.ascontiguousarray(values, np.float32) for name, values in tensors.items()}
+        values = self._session.run(self.outputs, fed)
         return dict(zip(self.outputs, values, strict=True))
 
     def close(self) -> None:
