@@ -143,6 +143,21 @@ def make_bundle(checkpoint: Path, path: Path) -> Path:
     return path
 
 
+def test_a_bundle_that_a_named_key_did_not_sign_is_refused(
+    phantoms: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    public = ed25519.Ed25519PrivateKey.generate().public_key()
+    key = tmp_path / "key.pem"
+    key.write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    bundle = make_bundle(checkpoint, tmp_path / "bundle")
+    arguments = ["--bundle", str(bundle), "--data", str(phantoms), "--public-key", str(key)]
+    assert main(["evaluate", *arguments]) == 1
+    assert "sign" in capsys.readouterr().err
+
+
 def test_empty_masks_have_no_distance_and_say_so(
     phantoms: Path,
     tmp_path: Path,

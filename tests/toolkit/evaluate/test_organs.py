@@ -211,3 +211,19 @@ def test_the_tables_name_classes_units_and_what_is_missing(
     assert "heart: in the model's mask and not in the data set's in 1 images" in captured.err
     assert "00000004_000.png" in captured.err
     assert "1 images have no known pixel spacing" in captured.err
+
+
+def test_differences_by_class_are_printed_and_few_images_are_said(
+    chest_xray14: Path, four_labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["evaluate", "--checkpoint", str(four_labels), "--data", str(chest_xray14)]
+    for name in ("a.json", "b.json"):
+        assert main([*arguments, "-o", str(tmp_path / name)]) == 0
+    capsys.readouterr()
+    against = [word for name in ("a.json", "b.json") for word in ("--against", str(tmp_path / name))]
+    assert main([*arguments, *against]) == 0
+    captured = capsys.readouterr()
+    for words in ("The same by class", "heart: Dice", "left lung: Hausdorff 95 % (mm)", "p (Holm)"):
+        assert words in captured.out
+    assert "with 4 images the intervals are too narrow, and no p can be below 0.12" in captured.err
+    assert "left out: hd95_px 1, assd_px 1, hd95_mm 1, assd_mm 1" in captured.err

@@ -12,6 +12,7 @@ import click
 
 from unetx_opt.cli.evaluation_request import EvaluationRequest, check_usage
 from unetx_opt.cli.output import echo_json, json_text, note, progress
+from unetx_opt.cli.trust import public_key_option, read_trusted_keys
 from unetx_opt.errors import DataError, EngineError
 from unetx_opt.optional import require
 
@@ -52,6 +53,7 @@ class _Predictor:
 @click.option("--size", "size_px", type=int, help="Input of a checkpoint's network in pixels.  [default: as trained]")
 @click.option("--target", metavar="NAME", help="Use the bundle's engine of this target and no other.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of one inference.")
+@public_key_option
 @click.option("--partial", is_flag=True, help="ChestX-ray14: leave out images without a file or a mask.")
 @click.option(
     "--minimum-dice",
@@ -148,16 +150,17 @@ def _compare(document: Mapping[str, Any], others: Mapping[str, Evaluation]) -> d
 
 def _open_predictor(request: EvaluationRequest) -> AbstractContextManager[_Predictor]:
     if request.bundle is not None:
-        return _open_bundle(request.bundle, request.target, request.threads)
+        return _open_bundle(request.bundle, request)
     assert request.checkpoint is not None  # noqa: S101  (checked with the usage)
     return _open_checkpoint(request.checkpoint, request.size_px, request.threads)
 
 
 @contextmanager
-def _open_bundle(path: Path, target: str | None, threads: int | None) -> Iterator[_Predictor]:
+def _open_bundle(path: Path, request: EvaluationRequest) -> Iterator[_Predictor]:
     from unetx_opt.runtime import open_bundle
 
-    with open_bundle(path, target, threads) as segmenter:
+    trusted = read_trusted_keys(request.public_keys)
+    with open_bundle(path, request.target, request.threads, trusted=trusted) as segmenter:
         note(f"engine: {segmenter.target}, computes {segmenter.compute_dtype}")
         facts = {
             "bundle": path,

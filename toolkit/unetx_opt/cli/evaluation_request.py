@@ -21,6 +21,7 @@ class EvaluationRequest:
     size_px: int | None
     target: str | None
     threads: int | None
+    public_keys: tuple[Path, ...]
     partial: bool
     minimum_dice: float
     masks: Path | None

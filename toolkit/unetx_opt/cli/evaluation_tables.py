@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from unetx_opt.cli.output import note
+from unetx_opt.metrics.figures import FIGURES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,6 +18,8 @@ __all__ = ["describe_model", "describe_worst", "print_evaluation"]
 _LEAST_COLUMNS: Final = 118
 _NAMES_SHOWN: Final = 3
 _SIGNIFICANCE: Final = 0.05
+# Below, see `unetx_opt.metrics.bootstrap`, the percentile bootstrap's intervals are visibly too narrow.
+_FEW_IMAGES: Final = 20
 
 
 def print_evaluation(document: Mapping[str, Any], worst: int) -> None:
@@ -58,7 +61,7 @@ def describe_model(facts: Mapping[str, Any]) -> str:
 def describe_worst(row: Mapping[str, Any]) -> str:
     """Give the figures of one image of ``per_image`` in one line."""
     if row["hd95_px"] is None:
-        distance = "HD95 none: a class is in one mask alone"
+        distance = "no HD95 (class in one mask)"
     else:
         millimetres = "" if row["hd95_mm"] is None else f" ({row['hd95_mm']:.1f} mm)"
         distance = f"HD95 {row['hd95_px']:.1f} px{millimetres}"
@@ -66,8 +69,6 @@ def describe_worst(row: Mapping[str, Any]) -> str:
 
 
 def _figure_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    from unetx_opt.metrics.figures import FIGURES
-
     table = _table(("figure", "mean", "std", "95 % interval of the mean", "images"))
     for key, row in rows.items():
         digits = FIGURES[key].digits
@@ -78,8 +79,6 @@ def _figure_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _class_table(document: Mapping[str, Any]) -> Table:
-    from unetx_opt.metrics.figures import FIGURES
-
     classes = document["classes"]
     keys = [key for key in FIGURES if all(key in rows for rows in classes.values())]
     table = _table(("figure", *classes))
@@ -99,26 +98,41 @@ def _print_difference(console: Console, name: str, difference: Mapping[str, Any]
     heading = f"Difference, image by image, over {difference['n']} images: this - {name}"
     if difference["model"]:
         heading += f", {describe_model(difference['model'])}"
-    _print(console, heading, _difference_table(difference["metrics"], is_family=is_family))
+    rows = {FIGURES[key].title: (key, row) for key, row in difference["metrics"].items()}
+    _print(console, heading, _difference_table(rows, is_family=is_family))
     if len(difference["classes"]) > 1:
-        for label, rows in difference["classes"].items():
-            _print(console, f"Difference, {label}: this - {name}", _difference_table(rows, is_family=is_family))
-    left_out = {key: row["left_out"] for key, row in difference["metrics"].items() if row["left_out"]}
-    for key, count in left_out.items():
-        note(f"{name}: {count} images have no {key} in one of the two, and no part in its difference")
+        rows = {
+            f"{label}: {FIGURES[key].title}": (key, figures[key])
+            for label, figures in difference["classes"].items()
+            for key in _class_keys(figures)
+        }
+        _print(console, f"The same by class: this - {name}", _difference_table(rows, is_family=is_family))
+    _note_small_or_left_out(name, difference)
 
 
-def _difference_table(rows: Mapping[str, Mapping[str, Any]], *, is_family: bool) -> Table:
-    from unetx_opt.metrics.figures import FIGURES
+def _class_keys(figures: Mapping[str, Any]) -> tuple[str, ...]:
+    """The figures of a class that are printed; the others are in the document."""
+    return ("dice", "hd95_mm" if "hd95_mm" in figures else "hd95_px")
 
+
+def _note_small_or_left_out(name: str, difference: Mapping[str, Any]) -> None:
+    count = difference["n"]
+    if count < _FEW_IMAGES:
+        note(f"{name}: with {count} images the intervals are too narrow, and no p can be below {2 / 2**count:.2g}")
+    left_out = [f"{key} {row['left_out']}" for key, row in difference["metrics"].items() if row["left_out"]]
+    if left_out:
+        note(f"{name}: images without such a distance in one of the two, left out: {', '.join(left_out)}")
+
+
+def _difference_table(rows: Mapping[str, tuple[str, Mapping[str, Any]]], *, is_family: bool) -> Table:
     # The adjusted p-value of a single comparison is the p-value itself.
     p_columns = ("p", "p (Holm)") if is_family else ("p",)
     table = _table(("figure", "this", "other", "difference", "95 % interval", *p_columns, "finding"))
-    for key, row in rows.items():
+    for title, (key, row) in rows.items():
         digits = FIGURES[key].digits
         interval = "-" if row["ci95"] is None else " to ".join(_signed(bound, digits) for bound in row["ci95"])
         table.add_row(
-            FIGURES[key].title,
+            title,
             _number(row["candidate"], digits),
             _number(row["reference"], digits),
             _signed(row["mean"], digits),
@@ -138,8 +152,6 @@ def _finding(row: Mapping[str, Any], *, higher_is_better: bool) -> str:
 
 
 def _worst_table(document: Mapping[str, Any], worst: int) -> Table:
-    from unetx_opt.metrics.figures import FIGURES
-
     images = {row["name"]: row for row in document["per_image"]}
     names = document["worst_first"][:worst]
     keys = [key for key in ("dice", "miou", "accuracy", "hd95_px", "hd95_mm") if key in document["metrics"]]
