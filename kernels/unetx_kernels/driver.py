@@ -17,7 +17,7 @@ import numpy as np
 
 from unetx_kernels.errors import KernelError
 
-__all__ = ["DeviceArray", "Gpu", "device_array", "primary_context", "why_not"]
+__all__ = ["DeviceArray", "Gpu", "device_array", "keep_context", "primary_context", "why_not"]
 
 _MODULE: Final = "pycuda.driver"
 
@@ -46,7 +46,7 @@ class DeviceArray:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A GPU whose primary context is current.
+    """A GPU and its primary context.
 
     Attributes
     ----------
@@ -56,20 +56,28 @@ class Gpu:
         "sm_86".
     driver_version : int
         Of the CUDA driver API, 13000 for 13.0.
+    driver, context : object
+        pycuda's module, and its primary context.
     """
 
     name: str
     architecture: str
     driver_version: int
-    _driver: Any
+    driver: Any
+    context: Any
 
     def load(self, binary: bytes) -> Any:
-        """Load a cubin or PTX; the result has ``get_function(name)`` and lives as long as it is referred to."""
-        return self._driver.module_from_buffer(binary)
+        """Load a cubin, fatbin or PTX; it has ``get_function(name)`` and lives as long as it is referred to."""
+        # pycuda binds a module to the context on top of its own stack, whatever is current for the driver.
+        self.context.push()
+        try:
+            return self.driver.module_from_buffer(binary)
+        finally:
+            self.driver.Context.pop()
 
     def stream(self) -> Any:
         """Make a stream. pycuda takes no stream of another package; None is the default stream, PyTorch's too."""
-        return self._driver.Stream()
+        return self.driver.Stream()
 
     def launch(
         self, function: Any, grid: int, block: tuple[int, int], arguments: Sequence[Any], stream: Any = None
@@ -102,6 +110,25 @@ def primary_context(device: int = 0) -> Iterator[Gpu]:
     KernelError
         No kernel can run here; the message is that of `why_not`.
     """
+    gpu = keep_context(device)
+    gpu.context.push()
+    try:
+        yield gpu
+    finally:
+        gpu.driver.Context.pop()
+        gpu.context.detach()
+
+
+def keep_context(device: int = 0) -> Gpu:
+    """Retain the primary context of a GPU without making it current, for as long as the result is referred to.
+
+    For code that runs where PyTorch has made it current: kernels that are loaded once and started in many calls.
+
+    Raises
+    ------
+    KernelError
+        No kernel can run here; the message is that of `why_not`.
+    """
     reason = why_not(device)
     if reason is not None:
         raise KernelError(reason)
@@ -109,12 +136,7 @@ def primary_context(device: int = 0) -> Iterator[Gpu]:
     gpu = driver.Device(device)
     major, minor = gpu.compute_capability()
     context = gpu.retain_primary_context()
-    context.push()
-    try:
-        yield Gpu(gpu.name(), f"sm_{major}{minor}", driver.get_driver_version(), driver)
-    finally:
-        driver.Context.pop()
-        context.detach()
+    return Gpu(gpu.name(), f"sm_{major}{minor}", driver.get_driver_version(), driver, context)
 
 
 def device_array(tensor: Any) -> DeviceArray:

@@ -1,4 +1,4 @@
-"""From a .cu file to a binary: finding nvcc, compiling, the cache on disk, and what ptxas says of each kernel."""
+"""From a .cu file to a binary: finding nvcc, compiling, and what ptxas says of each kernel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import os
 import re
-import secrets
 import shutil
 import subprocess
 import tempfile
@@ -21,9 +20,9 @@ __all__ = [
     "ARCHITECTURES",
     "Compilation",
     "Resources",
-    "cached_binary",
     "compile_source",
     "find_nvcc",
+    "nvcc_version",
     "packaged_nvcc",
     "packaged_roots",
     "read_resources",
@@ -68,6 +67,13 @@ class Compilation:
     def headers(self) -> tuple[Path, ...]:
         """The files beside the source that it may include."""
         return tuple(sorted(self.source.parent.glob("*.cuh")))
+
+    @property
+    def digest(self) -> str:
+        """Hash of the source, its headers and its macros: what a binary for any GPU is made from."""
+        parts = [path.read_bytes() for path in (self.source, *self.headers)]
+        parts.append(repr(sorted(self.definitions.items())).encode())
+        return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -151,36 +157,7 @@ def read_resources(report: str) -> dict[str, Resources]:
     return resources
 
 
-def cached_binary(nvcc: Path, compilation: Compilation, cache: Path) -> bytes:
-    """Return the binary from the cache, or compile it and keep it.
-
-    Several processes may do so at once: each writes a file of its own beside the final one and renames it, so that
-    a reader sees a whole file or none. The name of a file is the hash of what decides its content, and the file
-    begins with the hash of its binary, so that one that was cut short or altered is made again.
-    """
-    kept = cache / f"{_digest(nvcc, compilation)}.bin"
-    try:
-        stored = kept.read_bytes()
-    except OSError:
-        stored = b""
-    if len(stored) > _HASH_BYTES and hashlib.sha256(stored[_HASH_BYTES:]).digest() == stored[:_HASH_BYTES]:
-        return stored[_HASH_BYTES:]
-    binary, _ = compile_source(nvcc, compilation)
-    cache.mkdir(parents=True, exist_ok=True)
-    beside = cache / f".{kept.name}.{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        beside.write_bytes(hashlib.sha256(binary).digest() + binary)
-        beside.replace(kept)
-    finally:
-        beside.unlink(missing_ok=True)
-    return binary
-
-
-_HASH_BYTES: Final = 32
-
-
-def _digest(nvcc: Path, compilation: Compilation) -> str:
-    version = subprocess.run([str(nvcc), "--version"], capture_output=True, timeout=_TIMEOUT_S, check=False).stdout
-    sources = [path.read_bytes() for path in (compilation.source, *compilation.headers)]
-    parts = (*sources, version, "\0".join(compilation.flags).encode())
-    return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+def nvcc_version(nvcc: Path) -> str:
+    """Return what ``nvcc --version`` says; every release says something else."""
+    done = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    return done.stdout

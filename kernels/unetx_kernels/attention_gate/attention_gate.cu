@@ -116,13 +116,52 @@ __device__ void additive_gate(const T* __restrict__ values,            // (N, C,
                                     Shape{channels, height, width}, psi_bias);                                       \
   }
 
-#define UNETX_ENTRIES(TYPE, T, LAYOUT, CHANNELS_LAST)                                  \
-  UNETX_NEIGHBOURHOOD(neighbourhood_gate_##TYPE##_##LAYOUT##_k3, T, CHANNELS_LAST, 3, 2) \
-  UNETX_NEIGHBOURHOOD(neighbourhood_gate_##TYPE##_##LAYOUT##_k5, T, CHANNELS_LAST, 5, 1) \
-  UNETX_NEIGHBOURHOOD(neighbourhood_gate_##TYPE##_##LAYOUT##_k7, T, CHANNELS_LAST, 7, 1) \
+#if UNETX_HAS_WINDOW(0)
+#define UNETX_FORWARD_0(TYPE, T, LAYOUT, CHANNELS_LAST) \
   UNETX_ADDITIVE(additive_gate_##TYPE##_##LAYOUT, T, CHANNELS_LAST)
+#else
+#define UNETX_FORWARD_0(TYPE, T, LAYOUT, CHANNELS_LAST)
+#endif
+#if UNETX_HAS_WINDOW(3)
+#define UNETX_FORWARD_3(TYPE, T, LAYOUT, CHANNELS_LAST) \
+  UNETX_NEIGHBOURHOOD(neighbourhood_gate_##TYPE##_##LAYOUT##_k3, T, CHANNELS_LAST, 3, 2)
+#else
+#define UNETX_FORWARD_3(TYPE, T, LAYOUT, CHANNELS_LAST)
+#endif
+#if UNETX_HAS_WINDOW(5)
+#define UNETX_FORWARD_5(TYPE, T, LAYOUT, CHANNELS_LAST) \
+  UNETX_NEIGHBOURHOOD(neighbourhood_gate_##TYPE##_##LAYOUT##_k5, T, CHANNELS_LAST, 5, 1)
+#else
+#define UNETX_FORWARD_5(TYPE, T, LAYOUT, CHANNELS_LAST)
+#endif
+#if UNETX_HAS_WINDOW(7)
+#define UNETX_FORWARD_7(TYPE, T, LAYOUT, CHANNELS_LAST) \
+  UNETX_NEIGHBOURHOOD(neighbourhood_gate_##TYPE##_##LAYOUT##_k7, T, CHANNELS_LAST, 7, 1)
+#else
+#define UNETX_FORWARD_7(TYPE, T, LAYOUT, CHANNELS_LAST)
+#endif
 
-UNETX_ENTRIES(f32, float, nchw, false)
-UNETX_ENTRIES(f32, float, nhwc, true)
-UNETX_ENTRIES(f16, half, nchw, false)
-UNETX_ENTRIES(f16, half, nhwc, true)
+#if UNETX_HAS_FORMAT(1)
+UNETX_FORWARD_0(f32, float, nchw, false)
+UNETX_FORWARD_3(f32, float, nchw, false)
+UNETX_FORWARD_5(f32, float, nchw, false)
+UNETX_FORWARD_7(f32, float, nchw, false)
+#endif
+#if UNETX_HAS_FORMAT(2)
+UNETX_FORWARD_0(f32, float, nhwc, true)
+UNETX_FORWARD_3(f32, float, nhwc, true)
+UNETX_FORWARD_5(f32, float, nhwc, true)
+UNETX_FORWARD_7(f32, float, nhwc, true)
+#endif
+#if UNETX_HAS_FORMAT(3)
+UNETX_FORWARD_0(f16, half, nchw, false)
+UNETX_FORWARD_3(f16, half, nchw, false)
+UNETX_FORWARD_5(f16, half, nchw, false)
+UNETX_FORWARD_7(f16, half, nchw, false)
+#endif
+#if UNETX_HAS_FORMAT(4)
+UNETX_FORWARD_0(f16, half, nhwc, true)
+UNETX_FORWARD_3(f16, half, nhwc, true)
+UNETX_FORWARD_5(f16, half, nhwc, true)
+UNETX_FORWARD_7(f16, half, nhwc, true)
+#endif

@@ -97,15 +97,45 @@ __device__ void key_gradient(const T* __restrict__ theta,         // (N, D, H, W
                                       images, hidden, Shape{channels, height, width}, dilation, scale);             \
   }
 
-#define UNETX_BACKWARD(TYPE, T, LAYOUT, CHANNELS_LAST)                                             \
-  UNETX_QUERY_GRADIENT(neighbourhood_query_gradient_##TYPE##_##LAYOUT##_k3, T, CHANNELS_LAST, 3)   \
-  UNETX_QUERY_GRADIENT(neighbourhood_query_gradient_##TYPE##_##LAYOUT##_k5, T, CHANNELS_LAST, 5)   \
-  UNETX_QUERY_GRADIENT(neighbourhood_query_gradient_##TYPE##_##LAYOUT##_k7, T, CHANNELS_LAST, 7)   \
-  UNETX_KEY_GRADIENT(neighbourhood_key_gradient_##TYPE##_##LAYOUT##_k3, T, CHANNELS_LAST, 3)       \
-  UNETX_KEY_GRADIENT(neighbourhood_key_gradient_##TYPE##_##LAYOUT##_k5, T, CHANNELS_LAST, 5)       \
+#if UNETX_HAS_WINDOW(3)
+#define UNETX_BACKWARD_3(TYPE, T, LAYOUT, CHANNELS_LAST) \
+  UNETX_QUERY_GRADIENT(neighbourhood_query_gradient_##TYPE##_##LAYOUT##_k3, T, CHANNELS_LAST, 3) \
+  UNETX_KEY_GRADIENT(neighbourhood_key_gradient_##TYPE##_##LAYOUT##_k3, T, CHANNELS_LAST, 3)
+#else
+#define UNETX_BACKWARD_3(TYPE, T, LAYOUT, CHANNELS_LAST)
+#endif
+#if UNETX_HAS_WINDOW(5)
+#define UNETX_BACKWARD_5(TYPE, T, LAYOUT, CHANNELS_LAST) \
+  UNETX_QUERY_GRADIENT(neighbourhood_query_gradient_##TYPE##_##LAYOUT##_k5, T, CHANNELS_LAST, 5) \
+  UNETX_KEY_GRADIENT(neighbourhood_key_gradient_##TYPE##_##LAYOUT##_k5, T, CHANNELS_LAST, 5)
+#else
+#define UNETX_BACKWARD_5(TYPE, T, LAYOUT, CHANNELS_LAST)
+#endif
+#if UNETX_HAS_WINDOW(7)
+#define UNETX_BACKWARD_7(TYPE, T, LAYOUT, CHANNELS_LAST) \
+  UNETX_QUERY_GRADIENT(neighbourhood_query_gradient_##TYPE##_##LAYOUT##_k7, T, CHANNELS_LAST, 7) \
   UNETX_KEY_GRADIENT(neighbourhood_key_gradient_##TYPE##_##LAYOUT##_k7, T, CHANNELS_LAST, 7)
+#else
+#define UNETX_BACKWARD_7(TYPE, T, LAYOUT, CHANNELS_LAST)
+#endif
 
-UNETX_BACKWARD(f32, float, nchw, false)
-UNETX_BACKWARD(f32, float, nhwc, true)
-UNETX_BACKWARD(f16, half, nchw, false)
-UNETX_BACKWARD(f16, half, nhwc, true)
+#if UNETX_HAS_FORMAT(1)
+UNETX_BACKWARD_3(f32, float, nchw, false)
+UNETX_BACKWARD_5(f32, float, nchw, false)
+UNETX_BACKWARD_7(f32, float, nchw, false)
+#endif
+#if UNETX_HAS_FORMAT(2)
+UNETX_BACKWARD_3(f32, float, nhwc, true)
+UNETX_BACKWARD_5(f32, float, nhwc, true)
+UNETX_BACKWARD_7(f32, float, nhwc, true)
+#endif
+#if UNETX_HAS_FORMAT(3)
+UNETX_BACKWARD_3(f16, half, nchw, false)
+UNETX_BACKWARD_5(f16, half, nchw, false)
+UNETX_BACKWARD_7(f16, half, nchw, false)
+#endif
+#if UNETX_HAS_FORMAT(4)
+UNETX_BACKWARD_3(f16, half, nhwc, true)
+UNETX_BACKWARD_5(f16, half, nhwc, true)
+UNETX_BACKWARD_7(f16, half, nhwc, true)
+#endif

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from unetx_kernels.binaries import module_binary
 from unetx_kernels.driver import DeviceArray, Gpu
 from unetx_kernels.errors import KernelError
-from unetx_kernels.nvcc import Compilation, cached_binary, find_nvcc
+from unetx_kernels.nvcc import Compilation
 
 __all__ = [
     "BACKWARD_SOURCE",
+    "FORMATS",
     "FORWARD_SOURCE",
     "ROWS_PER_THREAD",
     "TILES",
@@ -20,13 +23,16 @@ __all__ = [
     "Tile",
     "block_count",
     "choose_tile",
-    "open_kernels",
+    "tile_macros",
 ]
 
 FORWARD_SOURCE: Final = Path(__file__).with_name("attention_gate.cu")
 BACKWARD_SOURCE: Final = Path(__file__).with_name("backward.cu")
-#: Window -> pixels below one another that a thread owns; as in the entry points of the source.
+#: Window -> pixels below one another that a thread of the forward pass owns; as in the entry points of the source.
 ROWS_PER_THREAD: Final = {3: 2, 5: 1, 7: 1}
+#: Type and layout -> UNETX_FORMAT of the sources.
+FORMATS: Final = {"f32_nchw": 1, "f32_nhwc": 2, "f16_nchw": 3, "f16_nhwc": 4}
+_ADDITIVE: Final = 0
 _MOST_BLOCKS: Final = 2**31 - 1
 
 
@@ -50,21 +56,34 @@ def choose_tile(width_px: int, dilation: int = 1) -> Tile:
     return next(tile for tile in TILES if across >= tile.from_width_px)
 
 
-def block_count(shape: tuple[int, ...], window: int, dilation: int, tile: Tile) -> int:
-    """Count the blocks that cover (N, C, H, W) for the neighbourhood gate."""
+def tile_macros(tile: Tile) -> Mapping[str, int]:
+    """Return the macros of the sources that make a tile's module."""
+    return {"UNETX_TILE_WIDTH": tile.width, "UNETX_TILE_HEIGHT": tile.height}
+
+
+def block_count(shape: tuple[int, ...], rows: int, dilation: int, tile: Tile) -> int:
+    """Count the blocks that cover (N, C, H, W) with `rows` pixels below one another for each thread."""
     images, _, height, width = shape
-    down = math.ceil(math.ceil(height / dilation) / (tile.height * ROWS_PER_THREAD[window]))
+    down = math.ceil(math.ceil(height / dilation) / (tile.height * rows))
     across = math.ceil(math.ceil(width / dilation) / tile.width)
     return int(down * across * dilation**2 * images)
 
 
 @dataclass(frozen=True, slots=True)
 class GateKernels:
-    """The compiled gates of one tile shape, in the context they were loaded in."""
+    """The gates on one GPU, in the context that was current when they were first used.
+
+    Attributes
+    ----------
+    gpu : Gpu
+        Where they run.
+    cache : pathlib.Path
+        Folder for kernels that are compiled at their first use.
+    """
 
     gpu: Gpu
-    tile: Tile
-    module: Any
+    cache: Path
+    _modules: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def neighbourhood(
         self,
@@ -96,45 +115,166 @@ class GateKernels:
         KernelError
             Shapes, types or layouts differ, or window or dilation is out of range.
         """
+        call = _Call.of(inputs, window, dilation, ROWS_PER_THREAD)
+        _check_same("values, out and residual", inputs[2], out, *([] if residual is None else [residual]))
+        function = self._function(FORWARD_SOURCE, call.name("neighbourhood_gate"), call)
+        self.gpu.launch(function, call.blocks, call.block, (*inputs, residual, out, *call.numbers), stream)
+
+    def gradients(
+        self,
+        inputs: tuple[DeviceArray, DeviceArray, DeviceArray],
+        gradient: DeviceArray,
+        outputs: tuple[DeviceArray, DeviceArray, DeviceArray],
+        scratch: tuple[DeviceArray, DeviceArray],
+        window: int,
+        *,
+        dilation: int = 1,
+    ) -> None:
+        """Start `reference.neighbourhood_gate_gradients` on the default stream.
+
+        Parameters
+        ----------
+        inputs : tuple of DeviceArray
+            theta and phi, (N, D, H, W), and values, (N, C, H, W).
+        gradient : DeviceArray
+            (N, C, H, W), of the output.
+        outputs : tuple of DeviceArray
+            Gradients of the inputs, each as its input; they share no memory with others.
+        scratch : tuple of DeviceArray
+            Two of (N, 1, H, W) float32, written and read.
+        window, dilation : int
+            As in `neighbourhood`.
+
+        Raises
+        ------
+        KernelError
+            As in `neighbourhood`.
+        """
+        _check_same("values and gradients", inputs[2], gradient, outputs[2])
+        _check_same("theta, phi and their gradients", inputs[0], *outputs[:2])
+        call = _Call.of(inputs, window, dilation, dict.fromkeys(ROWS_PER_THREAD, 1))
+        pixels = (inputs[2].shape[0], 1, *inputs[2].shape[2:])
+        for array in scratch:
+            if (array.shape, array.dtype) != (pixels, "f32"):
+                raise KernelError(f"scratch is {array}, expected f32 of shape {pixels}")
+        query = self._function(BACKWARD_SOURCE, call.name("neighbourhood_query_gradient"), call)
+        key = self._function(BACKWARD_SOURCE, call.name("neighbourhood_key_gradient"), call)
+        common = (*inputs, gradient)
+        self.gpu.launch(query, call.blocks, call.block, (*common, outputs[0], *scratch, *call.numbers))
+        self.gpu.launch(key, call.blocks, call.block, (*common, *scratch, *outputs[1:], *call.numbers))
+
+    def additive(
+        self,
+        values: DeviceArray,
+        projections: tuple[DeviceArray, DeviceArray, DeviceArray],
+        out: DeviceArray,
+        psi_bias: float,
+        *,
+        residual: DeviceArray | None = None,
+        stream: Any = None,
+    ) -> None:
+        """Start the additive gate of `reference.additive_gate`.
+
+        Parameters
+        ----------
+        values, out, residual : DeviceArray
+            (N, C, H, W); `out` shares no memory with the others.
+        projections : tuple of DeviceArray
+            Of the skip, (N, D, H, W), of the gating signal, (N, D, h, w), and psi, (D,).
+        psi_bias : float
+            Added to the score.
+        stream : object or None
+            As in `neighbourhood`.
+
+        Raises
+        ------
+        KernelError
+            Shapes, types or layouts do not fit one another.
+        """
+        skip, coarse, psi = projections
+        _check_same("values, out and residual", values, out, *([] if residual is None else [residual]))
+        images, hidden, height, width = skip.shape
+        fits = (
+            (images, height, width) == (values.shape[0], *values.shape[2:])
+            and coarse.shape[:2] == (images, hidden)
+            and psi.shape == (hidden,)
+            and psi.dtype == values.dtype
+        )
+        if not fits:
+            raise KernelError(
+                f"values is {values}, projections are {skip} and {coarse}, psi is {psi}: expected one batch and "
+                "type, D channels in both projections and psi, and the pixels of values in the first"
+            )
+        tile = choose_tile(width)
+        blocks = _checked_blocks(math.ceil(images * height * width / (tile.width * tile.height)), values)
+        call = _Call(_format(values, skip, coarse), _ADDITIVE, tile, blocks, ())
+        function = self._function(FORWARD_SOURCE, f"additive_gate_{call.form}", call)
+        numbers = (images, hidden, values.shape[1], height, width, *coarse.shape[2:], float(psi_bias))
+        self.gpu.launch(function, blocks, call.block, (values, *projections, residual, out, *numbers), stream)
+
+    def _function(self, source: Path, name: str, call: _Call) -> Any:
+        key = (source, call.form, call.window, call.tile)
+        if key not in self._modules:
+            whole = Compilation(source, self.gpu.architecture, tile_macros(call.tile))
+            narrow = {"UNETX_FORMAT": FORMATS[call.form], "UNETX_WINDOW": call.window}
+            binary, _ = module_binary(whole, narrow, self.cache)
+            self._modules[key] = self.gpu.load(binary)
+        return self._modules[key].get_function(name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What a launch has beside its tensors."""
+
+    form: str
+    window: int
+    tile: Tile
+    blocks: int
+    numbers: tuple[int | float, ...]
+
+    @property
+    def block(self) -> tuple[int, int]:
+        return (self.tile.width, self.tile.height)
+
+    def name(self, kernel: str) -> str:
+        return f"{kernel}_{self.form}_k{self.window}"
+
+    @staticmethod
+    def of(
+        inputs: tuple[DeviceArray, DeviceArray, DeviceArray], window: int, dilation: int, rows: Mapping[int, int]
+    ) -> _Call:
+        """Check the inputs of a neighbourhood gate and lay out its grid."""
         theta, phi, values = inputs
         _check_same("theta and phi", theta, phi)
-        _check_same("values, out and residual", values, out, *([] if residual is None else [residual]))
-        if window not in ROWS_PER_THREAD or dilation < 1:
+        if window not in rows or dilation < 1:
             raise KernelError(f"window is {window} and dilation {dilation}, expected 3, 5 or 7 and at least 1")
         pixels = (values.shape[0], *values.shape[2:])
-        if (theta.shape[0], *theta.shape[2:]) != pixels or _format(theta) != _format(values):
-            raise KernelError(f"theta is {theta} and values {values}: expected the same pixels, type and layout")
+        if (theta.shape[0], *theta.shape[2:]) != pixels:
+            raise KernelError(f"theta is {theta} and values {values}: expected the same pixels")
         images, channels, height, width = values.shape
-        blocks = block_count(values.shape, window, dilation, self.tile)
-        if not 0 < blocks <= _MOST_BLOCKS:
-            raise KernelError(f"{blocks} blocks for shape {values.shape} and dilation {dilation}: lower the dilation")
-        function = self.module.get_function(f"neighbourhood_gate_{_format(values)}_k{window}")
-        numbers = (images, theta.shape[1], channels, height, width, dilation, 1.0 / math.sqrt(theta.shape[1]))
-        block = (self.tile.width, self.tile.height)
-        self.gpu.launch(function, blocks, block, (theta, phi, values, residual, out, *numbers), stream)
+        tile = choose_tile(width, dilation)
+        blocks = _checked_blocks(block_count(values.shape, rows[window], dilation, tile), values)
+        hidden = theta.shape[1]
+        numbers = (images, hidden, channels, height, width, dilation, 1.0 / math.sqrt(hidden))
+        return _Call(_format(theta, values), window, tile, blocks, numbers)
 
 
-def open_kernels(gpu: Gpu, tile: Tile, cache: Path) -> GateKernels:
-    """Compile the gates for a GPU and a tile, or take them from the cache, and load them.
-
-    Raises
-    ------
-    KernelError
-        There is no nvcc, or it fails.
-    """
-    nvcc = find_nvcc()
-    if nvcc is None:
-        raise KernelError("no nvcc to compile the attention gate: run pip install nvidia-cuda-nvcc nvidia-cuda-cccl")
-    macros = {"UNETX_TILE_WIDTH": tile.width, "UNETX_TILE_HEIGHT": tile.height}
-    binary = cached_binary(nvcc, Compilation(FORWARD_SOURCE, gpu.architecture, macros), cache)
-    return GateKernels(gpu, tile, gpu.load(binary))
+def _checked_blocks(blocks: int, values: DeviceArray) -> int:
+    if not 0 < blocks <= _MOST_BLOCKS:
+        raise KernelError(f"{blocks} blocks for {values}, expected 1 to {_MOST_BLOCKS}: lower the dilation or batch")
+    return blocks
 
 
-def _format(array: DeviceArray) -> str:
-    return f"{array.dtype}_{'nhwc' if array.channels_last else 'nchw'}"
+def _format(*arrays: DeviceArray) -> str:
+    """Return the type and layout that all arrays have; one channel or one pixel lies in memory as either layout."""
+    told = [array for array in arrays if array.shape[1] > 1 and math.prod(array.shape[2:]) > 1] or [arrays[0]]
+    forms = {f"{array.dtype}_{'nhwc' if array.channels_last else 'nchw'}" for array in told}
+    if len(forms) != 1 or len({array.dtype for array in arrays}) != 1:
+        raise KernelError(f"{', '.join(map(str, arrays))}: expected one type and layout")
+    return forms.pop()
 
 
 def _check_same(names: str, first: DeviceArray, *others: DeviceArray) -> None:
-    for other in others:
-        if (other.shape, _format(other)) != (first.shape, _format(first)):
-            raise KernelError(f"{names} differ: {first} and {other}; expected one shape, type and layout")
+    if any(other.shape != first.shape for other in others):
+        raise KernelError(f"{names} differ: {first} and {', '.join(map(str, others))}; expected one shape")
+    _format(first, *others)

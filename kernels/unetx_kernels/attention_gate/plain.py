@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["attend_by_taps", "attend_by_unfold"]
+__all__ = ["attend_by_taps", "attend_by_unfold", "attend_gradients"]
 
 
 def attend_by_taps(
@@ -59,3 +59,40 @@ def attend_by_unfold(
     weights = scores.masked_fill(inside == 0, -math.inf).softmax(1)
     attended: torch.Tensor = (weights[:, None] * unfold(values)).sum(2)
     return attended.view(images, channels, height, width)
+
+
+def attend_gradients(
+    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor], gradient: torch.Tensor, window: int, dilation: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Differentiate the gate tap by tap; arguments as in `reference.neighbourhood_gate_gradients`.
+
+    Sums over taps and channels are in float32 or finer whatever the inputs are, as in the kernels.
+    """
+    import torch
+
+    kept = inputs[0].dtype
+    wide = torch.promote_types(kept, torch.float32)
+    theta, phi, values, gradient = (tensor.to(wide) for tensor in (*inputs, gradient))
+    height, width = values.shape[-2:]
+    reach = window // 2 * dilation
+    margins = (reach, reach, reach, reach)
+    keys, near = (torch.nn.functional.pad(tensor, margins) for tensor in (phi, values))
+    inside = torch.nn.functional.pad(values.new_zeros(1, 1, height, width), margins, value=-math.inf)
+    views = [
+        (..., slice(y * dilation, y * dilation + height), slice(x * dilation, x * dilation + width))
+        for y in range(window)
+        for x in range(window)
+    ]
+    scale = 1.0 / math.sqrt(theta.shape[1])
+    scores = [(theta * keys[view]).sum(1, keepdim=True) * scale + inside[view] for view in views]
+    weights = torch.cat(scores, 1).softmax(1)
+    products = torch.cat([(gradient * near[view]).sum(1, keepdim=True) for view in views], 1)
+    of_scores = weights * (products - (weights * products).sum(1, keepdim=True)) * scale
+    of_theta, of_keys, of_near = torch.zeros_like(theta), torch.zeros_like(keys), torch.zeros_like(near)
+    for tap, view in enumerate(views):
+        weight, of_score = weights[:, tap : tap + 1], of_scores[:, tap : tap + 1]
+        of_theta += of_score * keys[view]
+        of_keys[view] += of_score * theta
+        of_near[view] += weight * gradient
+    image = views[len(views) // 2]
+    return of_theta.to(kept), of_keys[image].to(kept), of_near[image].to(kept)

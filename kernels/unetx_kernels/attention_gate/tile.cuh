@@ -18,6 +18,19 @@
 #define UNETX_TILE_HEIGHT 8  // threads of a block along y
 #endif
 
+// Which entry points to compile, so that a first use waits for one only; by default all. UNETX_FORMAT: 1 f32 NCHW,
+// 2 f32 NHWC, 3 f16 NCHW, 4 f16 NHWC. UNETX_WINDOW: 3, 5, 7, and 0 for the additive gate.
+#ifdef UNETX_FORMAT
+#define UNETX_HAS_FORMAT(format) (UNETX_FORMAT == format)
+#else
+#define UNETX_HAS_FORMAT(format) 1
+#endif
+#ifdef UNETX_WINDOW
+#define UNETX_HAS_WINDOW(window) (UNETX_WINDOW == window)
+#else
+#define UNETX_HAS_WINDOW(window) 1
+#endif
+
 // Defects for the test of the tests; 0 outside of it. 1: no barrier before the tile is read, 2: none before it is
 // overwritten, 3: no bounds guard on the columns of the tile.
 #ifndef UNETX_PLANTED_DEFECT

@@ -1,4 +1,4 @@
-"""The gates' .cu files as they stand, on the host with address and undefined-behaviour sanitizers, against float64."""
+"""The .cu files of the gates on the host, with address and undefined-behaviour sanitizers, against float64."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from unetx_kernels.attention_gate import operation
 from unetx_opt.optional import require
 from unetx_opt.specs import Gate, ModelSpec
 
@@ -68,13 +69,21 @@ class NeighbourhoodGate(nn.Module):
             (N, C, H, W).
         """
         del coarse
+        theta, phi = self.theta(skip), self.phi(skip)
+        # A compiler or exporter sees the operations that every engine has; on a GPU one fused kernel replaces them.
+        if not torch.compiler.is_compiling() and operation.why_not(skip) is None:
+            dtype = torch.promote_types(theta.dtype, skip.dtype)
+            return operation.attend(theta.to(dtype), phi.to(dtype), skip.to(dtype), window=self.window)
+        return self._attend_by_shifts(theta, phi, skip)
+
+    def _attend_by_shifts(self, theta: torch.Tensor, phi: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         radius = self.window // 2
         height, width = skip.shape[-2:]
-        theta = self.theta(skip) * (1.0 / math.sqrt(self.theta.out_channels))
-        phi = _neighbours(self.phi(skip), self.window)
+        theta = theta * (1.0 / math.sqrt(self.theta.out_channels))
+        keys = _neighbours(phi, self.window)
         values = _neighbours(skip, self.window)
         offsets = [(dy, dx) for dy in range(self.window) for dx in range(self.window)]
-        scores = [(theta * shifted).sum(1, keepdim=True) for shifted in phi]
+        scores = [(theta * shifted).sum(1, keepdim=True) for shifted in keys]
         row_bias = [_outside_bias(height, dy - radius, skip)[:, None] for dy in range(self.window)]
         column_bias = [_outside_bias(width, dx - radius, skip) for dx in range(self.window)]
         for index, (dy, dx) in enumerate(offsets):
