@@ -78,7 +78,7 @@ def fit_step(variant: str, model: UNet, validation: LabelledImages, size_px: int
         f"{fit.candidates} candidates"
     )
     if not fit.helps:
-        note(f"{name} does not improve the masks of this network: the weakest parameters that harm least were taken")
+        note(f"{name} does not improve the masks of this network for certain: the weakest of the best was taken")
     return StepRecord(name, fit.parameters, fit.to_json() | {"validation_sha256": validation.digest()})
 
 

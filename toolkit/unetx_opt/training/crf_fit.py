@@ -21,6 +21,7 @@ from unetx_opt.imaging.dense_crf import CrfParameters
 from unetx_opt.imaging.preprocess import ImageGeometry, prepare_image
 from unetx_opt.imaging.refinement import DEFAULT_BACKEND, Refiner, crf_step_parameters, decide_labels, make_refiner
 from unetx_opt.metrics.overlap import dice
+from unetx_opt.metrics.paired import PairedDifference, paired_difference
 from unetx_opt.optional import require
 from unetx_opt.training.options import training_contract
 
@@ -99,8 +100,9 @@ class CrfFit:
         Images that decided.
     candidates : int
         Parameters that were tried.
-    tie : float
-        Difference of two means that counts as none.
+    gain : PairedDifference or None
+        Dice with the step minus without it, paired by image; None for a single image. The images are those that the
+        parameters were chosen on, so that it flatters the step.
     """
 
     parameters: Mapping[str, float]
@@ -108,12 +110,12 @@ class CrfFit:
     dice_without: float
     images: int
     candidates: int
-    tie: float
+    gain: PairedDifference | None
 
     @property
     def helps(self) -> bool:
-        """Whether the masks are better with the step than without it, by more than counts as equal."""
-        return self.dice > self.dice_without + self.tie
+        """Whether the masks are better with the step than without it: the whole 95 % interval is above 0."""
+        return self.gain is not None and self.gain.lower > 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, for a checkpoint's header."""
@@ -123,6 +125,7 @@ class CrfFit:
             "candidates": self.candidates,
             "dice": self.dice,
             "dice_without": self.dice_without,
+            "gain_ci95": None if self.gain is None else [self.gain.lower, self.gain.upper],
             "helps": self.helps,
         }
 
@@ -175,9 +178,12 @@ def fit_crf_parameters(
     contract = training_contract(options.size_px)
     scores: dict[CrfParameters, float] = {}
 
-    def judge(candidate: CrfParameters) -> None:
+    def score_images(candidate: CrfParameters) -> list[float]:
         step = crf_step_parameters(candidate, GRID_PX)
-        scores[candidate] = _mean_dice(cases, make_refiner("dense_crf", step, contract, options.backend))
+        return _score_images(cases, make_refiner("dense_crf", step, contract, options.backend))
+
+    def judge(candidate: CrfParameters) -> None:
+        scores[candidate] = _mean(score_images(candidate))
         watch(len(scores), max(scores.values()))
 
     for candidate in _coarse_grid():
@@ -189,13 +195,14 @@ def fit_crf_parameters(
             break
         for candidate in fresh:
             judge(candidate)
+    without = _score_images(cases, None)
     return CrfFit(
         parameters=crf_step_parameters(best, GRID_PX),
         dice=scores[best],
-        dice_without=_mean_dice(cases, None),
+        dice_without=_mean(without),
         images=len(cases),
         candidates=len(scores),
-        tie=options.tie,
+        gain=_compare(score_images(best), without),
     )
 
 
@@ -244,11 +251,25 @@ def _cache_logits(model: UNet, validation: LabelledImages, options: CrfFitOption
         yield _Case(logits, image_chw, geometry, validation.mask(index))
 
 
-def _mean_dice(cases: tuple[_Case, ...], refiner: Refiner | None) -> float:
+def _score_images(cases: tuple[_Case, ...], refiner: Refiner | None) -> list[float]:
+    """Mean Dice over the classes of each image."""
     scores = []
     for case in cases:
         found = decide_labels(case.logits_chw, case.image_chw, case.geometry, refiner)
         classes = len(case.logits_chw)
         labels: list[int | None] = [None] if classes == 1 else list(range(1, classes))
-        scores += [dice(found, case.truth, label) for label in labels]
-    return math.fsum(scores) / len(scores)
+        scores.append(_mean([dice(found, case.truth, label) for label in labels]))
+    return scores
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _compare(scores: list[float], without: list[float]) -> PairedDifference | None:
+    if len(scores) < 2:
+        return None
+    return paired_difference(
+        {str(index): score for index, score in enumerate(scores)},
+        {str(index): score for index, score in enumerate(without)},
+    )
