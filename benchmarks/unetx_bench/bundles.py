@@ -34,6 +34,7 @@ __all__ = [
     "TimedImage",
     "check_logits",
     "engine_contender",
+    "engine_names",
     "open_engines",
     "span_contenders",
 ]
@@ -105,12 +106,24 @@ class OpenedEngines:
 
     Attributes
     ----------
+    name : str
+        What the bundle is called.
+    manifest : Manifest
+        Of the bundle.
+    manifest_sha256 : str
+        Identifies the bundle.
+    read : callable
+        File name -> verified bytes; works as long as the context.
     engines : tuple of OpenedEngine
         Those that run here.
     why_not : mapping of str to str
         The others, by name, with their reasons; targets that were not built are among them.
     """
 
+    name: str
+    manifest: Manifest
+    manifest_sha256: str
+    read: Callable[[str], bytes]
     engines: tuple[OpenedEngine, ...]
     why_not: Mapping[str, str] = field(default_factory=dict)
 
@@ -145,8 +158,8 @@ def open_engines(path: Path, name: str | None = None, threads: int | None = None
         records = tuple(engine.record for engine in bundle.manifest.engines)
         host, opened = probe_host(), []
         why_not = {f"{title} {row.target}": f"not built: {row.reason}" for row in bundle.manifest.skipped}
-        for record in records:
-            label = f"{title} {label_engine(record, records)}"
+        for record, short in zip(records, engine_names(records), strict=True):
+            label = f"{title} {short}"
             row = SESSIONS.get(record.target)
             reason = _UNKNOWN_TARGET if row is None else row.why_not(host, record)
             if reason is None:
@@ -158,7 +171,36 @@ def open_engines(path: Path, name: str | None = None, threads: int | None = None
                     reason = str(error)
             if reason is not None:
                 why_not[label] = reason
-        yield OpenedEngines(tuple(opened), MappingProxyType(why_not))
+        yield OpenedEngines(
+            title, bundle.manifest, bundle.manifest_sha256, bundle.read, tuple(opened), MappingProxyType(why_not)
+        )
+
+
+def engine_names(records: Sequence[EngineRecord]) -> tuple[str, ...]:
+    """Name the engines of a bundle: by target, and by the least that tells apart those of one target.
+
+    That is the settings in which they differ ("openvino-cpu bf16"), or what they were built for, or their files.
+    """
+    return tuple(_engine_name(record, [r for r in records if r.target == record.target]) for record in records)
+
+
+def _engine_name(record: EngineRecord, siblings: Sequence[EngineRecord]) -> str:
+    if len(siblings) == 1:
+        return record.target
+    for words in (_differing_settings, _capabilities):
+        marks = [words(other, siblings) for other in siblings]
+        if len(set(marks)) == len(siblings):
+            return " ".join((record.target, *words(record, siblings)))
+    return label_engine(record, siblings)
+
+
+def _differing_settings(record: EngineRecord, siblings: Sequence[EngineRecord]) -> tuple[str, ...]:
+    rows = sorted(record.settings.items())
+    return tuple(value for key, value in rows if any(other.settings.get(key) != value for other in siblings))
+
+
+def _capabilities(record: EngineRecord, _: Sequence[EngineRecord]) -> tuple[str, ...]:
+    return tuple(f"sm{name.replace('.', '')}" for name in record.compute_capabilities)
 
 
 def _open(bundle: Bundle, record: EngineRecord, label: str, title: str, threads: int | None) -> OpenedEngine:

@@ -8,6 +8,7 @@ load, and the first inference belong to one engine; `measure_cold_start` runs it
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -25,6 +26,7 @@ from unetx_bench.errors import MeasurementError
 __all__ = ["ColdStart", "main", "measure_cold_start"]
 
 _LIMIT_S: Final = 600
+_STATUS: Final = Path("/proc/self/status")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ def measure_cold_start(bundle: Path, engine: str, threads: int | None = None) ->
     bundle : pathlib.Path
         The bundle.
     engine : str
-        Name of the engine within it, as `unetx_opt.runtime.sessions.table.label_engine` gives it.
+        Name of the engine within it, as `unetx_bench.bundles.engine_names` gives it.
     threads : int, optional
         CPU threads of one inference.
 
@@ -96,17 +98,19 @@ def main(bundle: Path, engine: str, threads: int | None) -> None:
 
 def _run(path: Path, engine: str, threads: int | None) -> ColdStart:
     started = time.perf_counter()
+    from unetx_bench.bundles import engine_names
     from unetx_opt.bundle.open import open_verified
     from unetx_opt.runtime.sessions.base import OpenRequest
-    from unetx_opt.runtime.sessions.table import SESSIONS, label_engine
+    from unetx_opt.runtime.sessions.table import SESSIONS
 
     imported = time.perf_counter()
     device_before = _device_bytes()
     with open_verified(path) as bundle:
         records = tuple(row.record for row in bundle.manifest.engines)
-        record = next((record for record in records if label_engine(record, records) == engine), None)
-        if record is None:
-            raise MeasurementError(f"{path.name} has no engine {engine!r}")
+        named = dict(zip(engine_names(records), records, strict=True))
+        if engine not in named:
+            raise MeasurementError(f"{path.name} has no engine {engine!r}, it holds {', '.join(named)}")
+        record = named[engine]
         contract = bundle.manifest.input
         files = {name: bundle.read(name) for name in record.files}
     image = np.full((1, contract.channels, contract.height, contract.width), contract.padding_value, np.float32)
@@ -123,6 +127,11 @@ def _run(path: Path, engine: str, threads: int | None) -> ColdStart:
 
 
 def _host_peak_bytes() -> int | None:
+    # Linux's getrusage would give the peak of the process that started this one, where that was larger.
+    with contextlib.suppress(OSError):
+        for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows

@@ -1,5 +1,4 @@
 """What a user would run instead of a bundle: PyTorch as it is and tuned, plain ONNX Runtime, OpenVINO's defaults.
-
 A peer is a row. Each takes the same FP32 checkpoint, and gives float32 logits in host memory for a float32 image in
 host memory, as an engine's session does: copies to a GPU and back are inside its clock.
 """

@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, CommandRow] = MappingProxyType(
         "inspect": CommandRow("unetx_opt.cli.inspect:inspect", "Show what a bundle holds."),
         "verify": CommandRow("unetx_opt.cli.verify:verify", "Check every byte of a bundle and run it."),
         "segment": CommandRow("unetx_opt.cli.segment:segment", "Segment radiographs with a bundle."),
+        "bench": CommandRow("unetx_bench.cli:bench", "Measure latency and drift of bundles on this machine."),
         "doctor": CommandRow("unetx_opt.cli.doctor:doctor", "Say what this machine can build and run."),
     }
 )

@@ -1,0 +1,168 @@
+"""Where an engine's time goes, layer by layer, as its own runtime counts it: a run apart, for counting costs time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetx_bench.errors import MeasurementError
+from unetx_opt.optional import require
+from unetx_opt.runtime.sessions.base import INPUT_NAME, OUTPUT_NAME, OpenRequest
+
+__all__ = ["PROFILERS", "EngineProfile", "ProfiledLayer", "profile_engine"]
+
+_WARM_UPS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ProfiledLayer:
+    """One executed layer.
+
+    Attributes
+    ----------
+    name : str
+        As the runtime calls it.
+    kind : str
+        The runtime's word for what it does.
+    mean_ms : float
+        Per inference.
+    """
+
+    name: str
+    kind: str
+    mean_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineProfile:
+    """Layers of one engine, the slowest first.
+
+    Attributes
+    ----------
+    source : str
+        What counted.
+    inferences : int
+        Over which the means are taken.
+    total_ms : float
+        Sum over the layers.
+    whole_ms : float or None
+        The runtime's own time of a whole inference, where it gives one: mean.
+    layers : tuple of ProfiledLayer
+        Those that took time.
+    """
+
+    source: str
+    inferences: int
+    total_ms: float
+    whole_ms: float | None
+    layers: tuple[ProfiledLayer, ...]
+
+
+def profile_engine(request: OpenRequest, image_nchw: NDArray[np.float32], inferences: int = 20) -> EngineProfile:
+    """Load an engine once more with its runtime's counters, and run it.
+
+    Parameters
+    ----------
+    request : OpenRequest
+        The engine.
+    image_nchw : numpy.ndarray
+        float32 (1, C, H, W).
+    inferences : int
+        At least 1; three more warm up.
+
+    Raises
+    ------
+    MeasurementError
+        This target's runtime gives no profile here.
+    """
+    target = request.record.target
+    if target not in PROFILERS:
+        raise MeasurementError(f"the runtime of {target} gives no profile, expected one of {', '.join(PROFILERS)}")
+    return PROFILERS[target](request, image_nchw, inferences)
+
+
+def _profile_onnxruntime(request: OpenRequest, image_nchw: NDArray[np.float32], inferences: int) -> EngineProfile:
+    from unetx_opt.runtime.sessions.onnxruntime import PROVIDERS, session_options
+
+    onnxruntime = require("onnxruntime", purpose="profiling an engine")
+    with tempfile.TemporaryDirectory() as folder:
+        options = session_options(request.threads)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder, "profile"))
+        session = onnxruntime.InferenceSession(
+            request.read(request.record.files[0]), options, providers=[PROVIDERS[request.record.target]]
+        )
+        for _ in range(_WARM_UPS + inferences):
+            session.run([OUTPUT_NAME], {INPUT_NAME: image_nchw})
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return read_onnxruntime_events(events, inferences)
+
+
+def read_onnxruntime_events(events: list[dict[str, Any]], inferences: int) -> EngineProfile:
+    """Take means over the last inferences of ONNX Runtime's own trace.
+
+    Parameters
+    ----------
+    events : list of dict
+        Content of the file; times in microseconds.
+    inferences : int
+        How many to count, from the end.
+    """
+    durations: dict[tuple[str, str], list[float]] = defaultdict(list)
+    whole = []
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            layer = (event["name"].removesuffix("_kernel_time"), str(event["args"].get("op_name", "")))
+            durations[layer].append(event["dur"] / 1e3)
+        elif event.get("cat") == "Session" and event["name"] == "model_run":
+            whole.append(event["dur"] / 1e3)
+    layers = [
+        ProfiledLayer(name, kind, float(np.sum(took_ms[-inferences:])) / inferences)
+        for (name, kind), took_ms in durations.items()
+    ]
+    return _profile("ONNX Runtime's profiler", inferences, layers, float(np.mean(whole[-inferences:])))
+
+
+def _profile_openvino(request: OpenRequest, image_nchw: NDArray[np.float32], inferences: int) -> EngineProfile:
+    from unetx_opt.runtime.sessions.openvino import DEVICE, compile_settings
+
+    openvino = require("openvino", purpose="profiling an engine")
+    core = openvino.Core()
+    xml, weights = (request.read(name) for name in request.record.files)
+    settings = {**compile_settings(request.record.settings, request.threads), "PERF_COUNT": True}
+    infer = core.compile_model(core.read_model(model=xml, weights=weights), DEVICE, settings).create_infer_request()
+    totals: dict[tuple[str, str], float] = defaultdict(float)
+    for index in range(_WARM_UPS + inferences):
+        infer.infer({INPUT_NAME: image_nchw}, share_inputs=True)
+        if index >= _WARM_UPS:
+            for row in infer.profiling_info:
+                totals[row.node_name, row.exec_type] += row.real_time.total_seconds() * 1e3 / inferences
+    layers = [ProfiledLayer(name, kind, took_ms) for (name, kind), took_ms in totals.items()]
+    with contextlib.suppress(AttributeError):
+        return _profile("OpenVINO's performance counters", inferences, layers, float(infer.latency))
+    return _profile("OpenVINO's performance counters", inferences, layers, None)
+
+
+def _profile(source: str, inferences: int, layers: list[ProfiledLayer], whole_ms: float | None) -> EngineProfile:
+    taken = sorted((layer for layer in layers if layer.mean_ms > 0), key=lambda layer: -layer.mean_ms)
+    return EngineProfile(source, inferences, sum(layer.mean_ms for layer in taken), whole_ms, tuple(taken))
+
+
+#: Target -> what profiles its engines.
+PROFILERS: Final[Mapping[str, Callable[[OpenRequest, NDArray[np.float32], int], EngineProfile]]] = MappingProxyType(
+    {
+        "openvino-cpu": _profile_openvino,
+        "onnxruntime-cpu": _profile_onnxruntime,
+        "onnxruntime-cuda": _profile_onnxruntime,
+    }
+)
