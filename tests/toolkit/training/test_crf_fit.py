@@ -150,14 +150,15 @@ def test_a_network_that_gives_nan_is_an_error(validation: FolderDataset) -> None
 def tiny_weights(
     path: Path, variant: str, metadata: dict[str, str] | None = None, centre_on: np.ndarray | None = None
 ) -> Path:
-    """Random weights; half of the pixels of `centre_on` are foreground."""
+    """Random weights; half of the pixels of `centre_on` are foreground, with logits of both signs."""
     from unetx_opt.models.unet import build_model
 
     torch.manual_seed(3)
-    model = build_model(variant_spec(variant, width=2, depth=2)).eval()
+    model = build_model(variant_spec(variant, width=4, depth=2)).eval()
     if centre_on is not None:
         image_chw, _ = prepare_image(centre_on, training_contract(SIDE))
         with torch.no_grad():
+            model.head.weight /= model(torch.tensor(image_chw)[None]).std()
             model.head.bias -= model(torch.tensor(image_chw)[None]).median()
     write_checkpoint(path, model, variant, metadata)
     return path
