@@ -82,8 +82,8 @@ _SHARE: Final = (
     "leaves less to gain. "
 )
 _FLOOR: Final = (
-    "Two engines of one graph, timed in the same run, show how far ratios are noise: a ratio counts as lower only "
-    "below theirs. "
+    "A ratio counts as less below 0.990, as two copies of one engine differ by up to 1 %, and only below the ratios "
+    "that engines of one graph show in the same run. "
 )
 _ALL: Final = "A claim of several parts is reproduced where all are, and not where one is not."
 
@@ -119,8 +119,8 @@ _ROWS: Final = (
         "The printed table says the opposite on both counts: 0.050 and 0.053 more accuracy, 0.1 and 1.2 ms more.",
         "Four parts. Accuracy, for each of the two: reproduced where the paired interval excludes the gain of the "
         "printed table, not reproduced where it lies above 0, otherwise not decidable. " + _SHARE + "Speed, for each "
-        "of the two, on every engine: the ratio of times with the CRF step in it must lie below 1; above 1 it is not "
-        "reproduced, and an interval that contains 1 is not decidable. " + _FLOOR + _ALL,
+        "of the two, on every engine: reproduced where the whole interval of the ratio of times, the CRF step "
+        "included, counts as less, not reproduced where none of it does, otherwise not decidable. " + _FLOOR + _ALL,
     ),
     PrintedClaim(
         "C5",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -97,14 +98,16 @@ def _answer(claim_id: str, findings: Sequence[Finding]) -> ClaimRecord:
 
 
 def _reason(verdict: Verdict, deciding: Sequence[Finding]) -> str:
-    """Name the findings that decide, the first of several."""
+    """Name the first finding that decides, and how many parts there are of each answer."""
     told = [finding for finding in deciding if finding.verdict is verdict]
     if not told:
         return "Nothing was measured that decides it."
-    more = len(told) - 1
-    first = told[0]
-    note = first.note or _in_words(first)
-    return f"{first.subject}: {note}" + (f" (and {more} more of {len(deciding)} parts)" if more else "")
+    first = f"{told[0].subject}: {told[0].note or _in_words(told[0])}"
+    if len(deciding) == 1:
+        return first
+    counts = Counter(finding.verdict for finding in deciding)
+    parts = ", ".join(f"{counts[answer]} {answer}" for answer in Verdict if counts[answer])
+    return f"{first}. Of {len(deciding)} parts: {parts}"
 
 
 def _in_words(finding: Finding) -> str:
@@ -265,16 +268,20 @@ def _decide_focal_time(measured: _Measured) -> list[Finding]:
 
 
 def _decide_resolution(measured: _Measured) -> list[Finding]:
-    findings = [
-        _accuracy_finding(measured, (name, BASELINE), decide_absence, printed_error_share(name))
-        for name in ("dilated", "crf")
-    ]
+    findings = []
     for name in ("dilated", "crf"):
+        if absent := measured.present(name, BASELINE):
+            findings.append(_undecided(f"accuracy and time, {name} to {BASELINE}", absent))
+            continue
+        share = printed_error_share(name)
+        findings.append(_accuracy_finding(measured, (name, BASELINE), decide_absence, share))
         findings += _time_findings(measured, name, None)
     return findings
 
 
 def _decide_combination(measured: _Measured) -> list[Finding]:
+    if absent := measured.present("combined", BASELINE):
+        return [_undecided("pixel accuracy, combined to the others", absent)]
     return [
         *(_accuracy_finding(measured, ("combined", other), decide_effect, None) for other in (BASELINE, *_SINGLE)),
         *_seed_findings(measured, "combined", BASELINE),

@@ -70,7 +70,8 @@ def _read_variants(context: click.Context, parameter: click.Parameter, text: str
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="JSON with figures of several trainings of each variant on the same data.",
 )
-@click.option("--overwrite", is_flag=True, help="Begin anew in an output that is finished.")
+@click.option("--seconds", type=click.FloatRange(1), help="Sample times no longer.  [default: 600; --quick: 90]")
+@click.option("--overwrite", is_flag=True, help="Begin anew in a finished output; trained weights stay.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def reproduce(output: Path, overwrite: bool, as_json: bool, **given: Any) -> None:
     """Measure the article's table on this device, and answer its claims.

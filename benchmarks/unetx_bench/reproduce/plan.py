@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,8 @@ class ReproduceOptions:
         At most so many test images.
     seeds : pathlib.Path or None
         JSON file with figures of several seeds.
+    seconds : float or None
+        At most so long are times sampled.
     """
 
     output: Path
@@ -64,6 +67,7 @@ class ReproduceOptions:
     precisions: tuple[str, ...] = ()
     images: int | None = None
     seeds: Path | None = None
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
         for name in self.variants:
@@ -84,6 +88,8 @@ class _Extent:
         At most so many test images, and how many phantoms in place of them.
     gate : str or None
         Gate of the builds; None is each precision's default.
+    every_precision : bool
+        Score the bundles of every precision, or those of the first alone.
     measure : MeasureOptions
         When the timing stops.
     """
@@ -91,11 +97,24 @@ class _Extent:
     images: int | None
     phantoms: int
     gate: str | None
+    every_precision: bool
     measure: MeasureOptions
 
 
-_FULL: Final = _Extent(None, 48, None, MeasureOptions(minimum_rounds=60, maximum_seconds=600.0))
-_QUICK: Final = _Extent(100, 16, "off", MeasureOptions(half_width=0.02, minimum_rounds=20, maximum_seconds=90.0))
+_FULL: Final = _Extent(
+    images=None,
+    phantoms=48,
+    gate=None,
+    every_precision=True,
+    measure=MeasureOptions(minimum_rounds=60, maximum_seconds=600.0),
+)
+_QUICK: Final = _Extent(
+    images=100,
+    phantoms=24,
+    gate="off",
+    every_precision=False,
+    measure=MeasureOptions(half_width=0.02, minimum_rounds=20, maximum_seconds=90.0, warmup_maximum_seconds=10.0),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +146,11 @@ class Plan:
     extent: _Extent
     left_out: Mapping[str, str]
     cut: tuple[str, ...]
+
+    @property
+    def measure(self) -> MeasureOptions:
+        """When the timing stops."""
+        return _limited(self.extent.measure, self.options.seconds)
 
     @property
     def build_data(self) -> Path | None:
@@ -210,12 +234,20 @@ def _why_not_precision(precision: Precision, options: ReproduceOptions) -> str |
 
 
 def _describe_cut(options: ReproduceOptions) -> tuple[str, ...]:
-    measure = _QUICK.measure
+    measure = _limited(_QUICK.measure, options.seconds)
     images = f"at most {_QUICK.images} test images" if options.data is not None else f"{_QUICK.phantoms} phantoms"
     return (
         f"accuracy on {images}",
         f"timing ends at intervals of +- {measure.half_width:.0%} or after {measure.maximum_seconds:.0f} s, in place "
         f"of +- {_FULL.measure.half_width:.0%} or {_FULL.measure.maximum_seconds:.0f} s",
         f"networks at {options.size_px or DEFAULT_SIZE_PX} x {options.size_px or DEFAULT_SIZE_PX} pixels",
-        "no drift gate on the bundles: `unetx-opt build` runs it",
+        "accuracy of the first precision only",
+        "no drift gate on the bundles: unetx-opt build runs it",
     )
+
+
+def _limited(usual: MeasureOptions, seconds: float | None) -> MeasureOptions:
+    if seconds is None:
+        return usual
+    warm_up = min(seconds, usual.warmup_maximum_seconds)
+    return dataclasses.replace(usual, maximum_seconds=seconds, warmup_maximum_seconds=warm_up)

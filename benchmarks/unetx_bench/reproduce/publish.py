@@ -47,6 +47,9 @@ def publish(output: Path, result: Reproduction, run: TimedRun) -> None:
 
 
 def discard_work(output: Path) -> None:
-    """Remove what an earlier run left, the table first: without it the rest claims nothing."""
+    """Remove what an earlier run measured, the table first: it says that the rest is there. Trained weights stay."""
     (output / TABLE_NAME).unlink(missing_ok=True)
-    shutil.rmtree(output / "work", ignore_errors=True)
+    work = output / "work"
+    shutil.rmtree(work / "bundles", ignore_errors=True)
+    for path in work.glob("*.json"):
+        path.unlink(missing_ok=True)

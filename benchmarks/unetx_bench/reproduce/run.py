@@ -79,7 +79,7 @@ def reproduce(options: ReproduceOptions, tell: Tell = lambda text: None) -> tupl
         raise UnetxError(f"the baseline cannot be measured: {missing[BASELINE]}")
     kept = {name: row for name, row in rows.items() if name not in missing}
     built = {name: row.built for name, row in kept.items()}
-    run = time_variants(built, setting.images.read(0)[0], plan.extent.measure, setting.place, tell)
+    run = time_variants(built, setting.images.read(0)[0], plan.measure, setting.place, tell)
     measured = Measured(
         plan=plan,
         size_px=setting.size_px,
@@ -117,8 +117,9 @@ def _measure_variant(name: str, weights: Weights, setting: _Setting) -> _Row:
     for precision in setting.plan.precisions:
         try:
             built = build_variant(name, precision, weights, setting.plan, setting.size_px, setting.tell)
-            label = f"{name}-{precision}"
-            row.scores[precision.value] = score_bundle(label, built, setting.images, setting.place, setting.tell)
+            if setting.plan.extent.every_precision or not row.scores:
+                label = f"{name}-{precision}"
+                row.scores[precision.value] = score_bundle(label, built, setting.images, setting.place, setting.tell)
             row.built.append(built)
         except UnetxError as error:
             row.left_out[precision.value] = str(error)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from unetx_bench.reproduce.article import BASELINE
+from unetx_bench.reproduce.plan import DEFAULT_SIZE_PX
 from unetx_bench.reproduce.record import SeedFigures, WeightsRecord
 from unetx_opt.errors import CheckpointError, DataError, UnetxError
-from unetx_opt.models.variants import VARIANTS, get_variant
+from unetx_opt.models.variants import VARIANTS
 
 if TYPE_CHECKING:
     from unetx_bench.reproduce.plan import Plan
@@ -23,6 +24,7 @@ __all__ = ["Weights", "find_weights", "read_seeds"]
 
 _ENDINGS: Final = (".safetensors", ".pt", ".pth")
 _MAX_SEED_BYTES: Final = 1 << 20
+_STDERR: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,37 +99,34 @@ def _locate(variant: str, plan: Plan, found: Mapping[str, Weights], tell: Callab
 def _train(variant: str, plan: Plan, found: Mapping[str, Weights], tell: Callable[[str], None]) -> Path:
     """Train with the command of that name, in a process of its own, and go on with what a stopped run left."""
     options = plan.options
-    output = options.output / "work" / "checkpoints" / f"{variant}.safetensors"
+    assert options.data is not None  # noqa: S101  (checked with the options)
+    size_px = options.size_px or DEFAULT_SIZE_PX
+    settings = f"{options.data.resolve().name}-{options.width}-wide-{size_px}-px-{options.epochs}-epochs"
+    output = options.output / "work" / "checkpoints" / settings / f"{variant}.safetensors"
     if output.is_file():
         return output
     output.parent.mkdir(parents=True, exist_ok=True)
-    given = {
-        "--variant": variant,
-        "--data": options.data,
-        "--output": output,
-        "--epochs": options.epochs,
-        "--width": options.width,
-        "--size": options.size_px or 256,
-    }
-    if get_variant(variant).postprocess is not None and _same_network(variant, BASELINE) and BASELINE in found:
-        # A step behind the baseline's network is fitted to the baseline's own weights.
-        given = {"--variant": variant, "--data": options.data, "--output": output}
-        given["--weights"] = found[BASELINE].path
+    arguments: list[object] = ["--variant", variant, "--data", options.data, "--output", output, "--size", size_px]
+    if _adds_a_step_alone(variant) and BASELINE in found:
+        # The step is fitted to the baseline's own weights: the two then differ in the step and in nothing else.
+        arguments += ["--weights", found[BASELINE].path]
+    else:
+        arguments += ["--epochs", options.epochs, "--width", options.width, "--resume"]
     tell(f"training {variant}")
-    arguments = [text for name, value in given.items() for text in (name, str(value))]
-    ended = subprocess.run([sys.executable, "-m", "unetx_opt.cli.main", "train", *arguments, "--resume"], check=False)
+    command = [sys.executable, "-m", "unetx_opt.cli.main", "train", *map(str, arguments)]
+    # What training prints is no part of the result on stdout.
+    ended = subprocess.run(command, check=False, stdout=_STDERR)
     if ended.returncode != 0:
-        raise UnetxError(
-            f"training {variant} ended with exit code {ended.returncode}: run the command again to go on"
-        )
+        raise UnetxError(f"training {variant} ended with exit code {ended.returncode}: repeat the command to go on")
     return output
 
 
-def _same_network(first: str, second: str) -> bool:
+def _adds_a_step_alone(variant: str) -> bool:
+    """Whether a variant is the baseline's network, trained as the baseline is, with a step behind it."""
     from unetx_opt.models.variants import variant_spec
 
-    one, other = VARIANTS[first], VARIANTS[second]
-    return variant_spec(first) == variant_spec(second) and one.loss == other.loss
+    row, base = VARIANTS[variant], VARIANTS[BASELINE]
+    return row.postprocess is not None and row.loss == base.loss and variant_spec(variant) == variant_spec(BASELINE)
 
 
 def _read(variant: str, path: Path) -> Weights:

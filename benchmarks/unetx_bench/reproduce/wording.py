@@ -57,7 +57,7 @@ def describe_finding(finding: Finding) -> tuple[str, str]:
         unit = "{:+.4f}" if finding.unit == "accuracy" else "{:.3f}"
         parts.append(f"printed effect carried over: {unit.format(finding.printed)}")
     if finding.unit == "ratio" and finding.null is not None and finding.null != 1.0:
-        parts.append(f"less means below {finding.null:.3f}")
+        parts.append(f"counts as less below {finding.null:.3f}")
     if finding.note:
         parts.append(finding.note)
     return "; ".join(parts), "shown only" if finding.verdict is None else finding.verdict.value
