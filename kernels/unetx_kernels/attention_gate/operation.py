@@ -18,6 +18,7 @@ from unetx_kernels.attention_gate.launch import GateKernels
 from unetx_kernels.attention_gate.reference import WINDOWS
 from unetx_kernels.binaries import default_cache
 from unetx_kernels.errors import KernelError
+from unetx_kernels.optional import require_torch
 
 if TYPE_CHECKING:
     import torch
@@ -70,11 +71,11 @@ def attend(
 
 def why_not(values: torch.Tensor) -> str | None:
     """Return why a tensor is attended by plain PyTorch, or None where the kernel takes it."""
-    import torch
+    pytorch = require_torch()
 
     if not values.is_cuda:
         return f"the tensor is on {values.device}, not on an NVIDIA GPU"
-    if values.dtype not in (torch.float32, torch.float16):
+    if values.dtype not in (pytorch.float32, pytorch.float16):
         return f"the tensor is {values.dtype}, the kernels take float32 and float16"
     return _why_not_device(values.device.index)
 
@@ -82,12 +83,12 @@ def why_not(values: torch.Tensor) -> str | None:
 @functools.cache
 def operation() -> Any:
     """Register the operation with PyTorch, once, and return it."""
-    import torch
+    pytorch = require_torch()
 
     with _LOCK:
-        forward = torch.library.custom_op(NAME, _forward, mutates_args=(), schema=_SCHEMA)
+        forward = pytorch.library.custom_op(NAME, _forward, mutates_args=(), schema=_SCHEMA)
         forward.register_fake(_fake_forward)
-        backward = torch.library.custom_op(f"{NAME}_backward", _backward, mutates_args=(), schema=_BACKWARD_SCHEMA)
+        backward = pytorch.library.custom_op(f"{NAME}_backward", _backward, mutates_args=(), schema=_BACKWARD_SCHEMA)
         backward.register_fake(_fake_backward)
         forward.register_autograd(functools.partial(_differentiate, backward), setup_context=_remember)
     return forward
@@ -105,11 +106,11 @@ def _forward(
     if why_not(values) is not None:
         attended = plain.attend_by_taps(theta, phi, values, residual, window, dilation)
         return _fresh(attended, values)
-    import torch
+    pytorch = require_torch()
 
     theta, phi, near = _dense(theta, phi, values)
     added = None if residual is None else _dense(residual, like=values)[0]
-    out = torch.empty_like(near)
+    out: torch.Tensor = pytorch.empty_like(near)
     with _kernels(values) as kernels:
         inputs = (driver.device_array(theta), driver.device_array(phi), driver.device_array(near))
         extra = None if added is None else driver.device_array(added)
@@ -130,12 +131,12 @@ def _backward(
         found = plain.attend_gradients((theta, phi, values), gradient, window, dilation)
         of_theta, of_phi, of_values = (_fresh(tensor, values) for tensor in found)
         return of_theta, of_phi, of_values
-    import torch
+    pytorch = require_torch()
 
     tensors = _dense(theta, phi, values, gradient, like=values)
-    outputs = tuple(torch.empty_like(tensor) for tensor in tensors[:3])
+    outputs = tuple(pytorch.empty_like(tensor) for tensor in tensors[:3])
     images, _, height, width = values.shape
-    scratch = [torch.empty(images, 1, height, width, device=values.device) for _ in range(2)]
+    scratch = [pytorch.empty(images, 1, height, width, device=values.device) for _ in range(2)]
     with _kernels(values) as kernels:
         theta_, phi_, values_, gradient_ = map(driver.device_array, tensors)
         grad_theta, grad_phi, grad_values = map(driver.device_array, outputs)
@@ -213,17 +214,17 @@ def _check(
         raise KernelError(f"window is {window} and dilation {dilation}, expected one of {WINDOWS} and at least 1")
 
 
-def _layout(values: torch.Tensor) -> torch.memory_format:
-    import torch
-
-    last = values.is_contiguous(memory_format=torch.channels_last) and not values.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
+def _layout(values: torch.Tensor) -> Any:
+    pytorch = require_torch()
+    last = values.is_contiguous(memory_format=pytorch.channels_last) and not values.is_contiguous()
+    return pytorch.channels_last if last else pytorch.contiguous_format
 
 
 def _empty(shaped_as: torch.Tensor, laid_out_as: torch.Tensor) -> torch.Tensor:
-    import torch
+    pytorch = require_torch()
 
-    return torch.empty_like(shaped_as, memory_format=_layout(laid_out_as))
+    empty: torch.Tensor = pytorch.empty_like(shaped_as, memory_format=_layout(laid_out_as))
+    return empty
 
 
 def _dense(*tensors: torch.Tensor, like: torch.Tensor | None = None) -> list[torch.Tensor]:
@@ -256,11 +257,11 @@ def _opened(index: int) -> GateKernels:
 @contextlib.contextmanager
 def _kernels(values: torch.Tensor) -> Iterator[GateKernels]:
     """Open the kernels; what is started inside runs in the order of PyTorch's current stream."""
-    import torch
+    pytorch = require_torch()
 
     device = values.device
-    with torch.cuda.device(device):
-        current, default = torch.cuda.current_stream(device), torch.cuda.default_stream(device)
+    with pytorch.cuda.device(device):
+        current, default = pytorch.cuda.current_stream(device), pytorch.cuda.default_stream(device)
         # pycuda takes no stream of another package, so the kernels run on the default stream between two waits.
         if current != default:
             default.wait_stream(current)

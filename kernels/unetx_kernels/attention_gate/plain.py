@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from unetx_kernels.optional import require_torch
+
 if TYPE_CHECKING:
     import torch
 
@@ -20,13 +22,13 @@ def attend_by_taps(
     dilation: int,
 ) -> torch.Tensor:
     """Attend tap by tap, with shifted views instead of copies; arguments as in `reference.neighbourhood_gate`."""
-    import torch
+    pytorch = require_torch()
 
     height, width = values.shape[-2:]
     reach = window // 2 * dilation
     margins = (reach, reach, reach, reach)
-    keys, near = (torch.nn.functional.pad(tensor, margins) for tensor in (phi, values))
-    inside = torch.nn.functional.pad(values.new_zeros(1, 1, height, width), margins, value=-math.inf)
+    keys, near = (pytorch.nn.functional.pad(tensor, margins) for tensor in (phi, values))
+    inside = pytorch.nn.functional.pad(values.new_zeros(1, 1, height, width), margins, value=-math.inf)
     starts = [(y * dilation, x * dilation) for y in range(window) for x in range(window)]
     scaled = theta / math.sqrt(theta.shape[1])
     scores = [
@@ -34,7 +36,7 @@ def attend_by_taps(
         + inside[..., y : y + height, x : x + width]
         for y, x in starts
     ]
-    weights = torch.cat(scores, 1).softmax(1)
+    weights = pytorch.cat(scores, 1).softmax(1)
     attended: torch.Tensor = weights[:, :1] * near[..., :height, :width]
     for tap, (y, x) in enumerate(starts[1:], start=1):
         attended = attended + weights[:, tap : tap + 1] * near[..., y : y + height, x : x + width]
@@ -45,13 +47,13 @@ def attend_by_unfold(
     theta: torch.Tensor, phi: torch.Tensor, values: torch.Tensor, window: int, dilation: int = 1
 ) -> torch.Tensor:
     """Attend with the ``window ** 2`` copies of both inputs in memory, as textbook code does."""
-    import torch
+    pytorch = require_torch()
 
     images, channels, height, width = values.shape
     hidden, taps, reach = theta.shape[1], window**2, window // 2 * dilation
 
     def unfold(tensor: torch.Tensor) -> torch.Tensor:
-        columns = torch.nn.functional.unfold(tensor, window, dilation=dilation, padding=reach)
+        columns: torch.Tensor = pytorch.nn.functional.unfold(tensor, window, dilation=dilation, padding=reach)
         return columns.view(tensor.shape[0], tensor.shape[1], taps, height, width)
 
     inside = unfold(values.new_ones(1, 1, height, width))[:, 0]
@@ -68,16 +70,16 @@ def attend_gradients(
 
     Sums over taps and channels are in float32 or finer whatever the inputs are, as in the kernels.
     """
-    import torch
+    pytorch = require_torch()
 
     kept = inputs[0].dtype
-    wide = torch.promote_types(kept, torch.float32)
+    wide = pytorch.promote_types(kept, pytorch.float32)
     theta, phi, values, gradient = (tensor.to(wide) for tensor in (*inputs, gradient))
     height, width = values.shape[-2:]
     reach = window // 2 * dilation
     margins = (reach, reach, reach, reach)
-    keys, near = (torch.nn.functional.pad(tensor, margins) for tensor in (phi, values))
-    inside = torch.nn.functional.pad(values.new_zeros(1, 1, height, width), margins, value=-math.inf)
+    keys, near = (pytorch.nn.functional.pad(tensor, margins) for tensor in (phi, values))
+    inside = pytorch.nn.functional.pad(values.new_zeros(1, 1, height, width), margins, value=-math.inf)
     views = [
         (..., slice(y * dilation, y * dilation + height), slice(x * dilation, x * dilation + width))
         for y in range(window)
@@ -85,10 +87,10 @@ def attend_gradients(
     ]
     scale = 1.0 / math.sqrt(theta.shape[1])
     scores = [(theta * keys[view]).sum(1, keepdim=True) * scale + inside[view] for view in views]
-    weights = torch.cat(scores, 1).softmax(1)
-    products = torch.cat([(gradient * near[view]).sum(1, keepdim=True) for view in views], 1)
+    weights = pytorch.cat(scores, 1).softmax(1)
+    products = pytorch.cat([(gradient * near[view]).sum(1, keepdim=True) for view in views], 1)
     of_scores = weights * (products - (weights * products).sum(1, keepdim=True)) * scale
-    of_theta, of_keys, of_near = torch.zeros_like(theta), torch.zeros_like(keys), torch.zeros_like(near)
+    of_theta, of_keys, of_near = pytorch.zeros_like(theta), pytorch.zeros_like(keys), pytorch.zeros_like(near)
     for tap, view in enumerate(views):
         weight, of_score = weights[:, tap : tap + 1], of_scores[:, tap : tap + 1]
         of_theta += of_score * keys[view]
