@@ -1,6 +1,9 @@
 """Differences between two models, paired by image: mean, interval and p-value.
 
-The interval is the percentile bootstrap of the mean difference (see `unetx_opt.metrics.bootstrap` for its coverage).
+The interval is the percentile bootstrap of the mean difference. In 3000 simulated samples of 67 images with 1000
+resamples the two-sided 95 % interval held the true mean in 95 % for normal differences and in 94 % for exponential
+ones and for Student's t with 3 degrees of freedom; of 20 images, in 92 %, 91 % and 92 %.
+
 The p-value is that of the two-sided sign-flip test: under the hypothesis that the two models are exchangeable on
 every image, each difference could as well have the other sign (Fisher 1935; Good, Permutation, Parametric and
 Bootstrap Tests of Hypotheses, 2005). It assumes no distribution, and it is exact for few images.
