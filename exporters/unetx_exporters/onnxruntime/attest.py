@@ -173,8 +173,15 @@ def _asked_dtypes(target: str, request: BuildRequest, shipped: ModelProto) -> di
         }
     asked = dict.fromkeys(nodes, "float32")
     if request.precision is Precision.INT8:
+        quantized = {
+            name for node in shipped.graph.node if node.op_type == "QuantizeLinear" for name in node.input[:1]
+        }
+        rectified = {node.input[0]: node.output[0] for node in shipped.graph.node if node.op_type == "Relu"}
         for name, node in nodes.items():
-            if request.layer_types.get(name) == "int8" and node.op_type not in _CPU_WITHOUT_INT8:
+            # An 8-bit kernel writes 8 bits: in front of a reader of floats there is none either.
+            result = rectified.get(node.output[0], node.output[0])
+            is_int8 = request.layer_types.get(name) == "int8" and node.op_type not in _CPU_WITHOUT_INT8
+            if is_int8 and {result, node.output[0]} & quantized:
                 asked[name] = "int8"
     return asked
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
 from typing import Final
 
 from unetx_exporters.onnxruntime.attest import attest_onnxruntime
 from unetx_exporters.request import BuildRequest
 from unetx_opt.errors import ExportError
+from unetx_opt.optional import require
 from unetx_opt.runtime.sessions.onnxruntime import why_not_onnxruntime_cpu
 from unetx_opt.specs import EngineRecord, Host, Precision
 
@@ -62,8 +61,13 @@ def build_onnxruntime_cpu(request: BuildRequest) -> tuple[EngineRecord, ...]:
     ExportError
         ONNX Runtime cannot load the graph, or computes a layer in another type than was asked for.
     """
-    graph = request.graph if request.precision is Precision.INT8 else request.graph_stored
-    return (_store(request, "onnxruntime-cpu", graph),)
+    if request.precision is not Precision.INT8:
+        return (_store(request, "onnxruntime-cpu", request.graph_stored.read_bytes()),)
+    onnx = require("onnx", purpose="building an onnxruntime-cpu engine")
+    from unetx_exporters.onnxruntime.integer_form import integer_form
+
+    graph = integer_form(onnx.load(request.graph))
+    return (_store(request, "onnxruntime-cpu", graph.SerializeToString(deterministic=True)),)
 
 
 def build_onnxruntime_cuda(request: BuildRequest) -> tuple[EngineRecord, ...]:
@@ -85,14 +89,14 @@ def build_onnxruntime_cuda(request: BuildRequest) -> tuple[EngineRecord, ...]:
             "onnxruntime-cuda has no 8-bit convolution and would compute in floating point: "
             "leave the target out, or build it with --precision fp16"
         )
-    return (_store(request, "onnxruntime-cuda", request.graph),)
+    return (_store(request, "onnxruntime-cuda", request.graph.read_bytes()),)
 
 
-def _store(request: BuildRequest, target: str, graph: Path) -> EngineRecord:
+def _store(request: BuildRequest, target: str, data: bytes) -> EngineRecord:
     name = f"engines/{target}/{_FILE_NAME}"
     path = request.directory / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(graph, path)
+    path.write_bytes(data)
     record = EngineRecord(target, (name,))
     return attest_onnxruntime(record, request)
 

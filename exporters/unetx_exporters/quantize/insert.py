@@ -22,6 +22,7 @@ import numpy as np
 
 from unetx_exporters.onnx.graph import check, infer_types
 from unetx_exporters.quantize.calibrate import load_graph
+from unetx_exporters.quantize.fold import fold_factors, refuse_unfolded
 from unetx_exporters.quantize.grids import Quantizer
 from unetx_exporters.quantize.ranges import TensorRange
 from unetx_exporters.quantize.schemes import Form, get_form
@@ -94,16 +95,17 @@ def insert_qdq(
         The plan or the ranges do not fit the graph.
     """
     form = get_form(plan.scheme)
-    model = onnx.ModelProto()
-    model.CopyFrom(load_graph(graph))
+    source = load_graph(graph)
+    refuse_unfolded(source)
+    types = _planned_types(Flow(source), plan, form)
+    model = fold_factors(source)
     flow = Flow(model)
-    types = _planned_types(flow, plan, form)
     kept = {name for name, dtype in plan.layer_types.items() if dtype == "float32"}
     _Insertion(model, flow, form, types | dict.fromkeys(kept, "float32")).run(ranges)
     if form.float_dtype == "float16":
         from unetx_exporters.onnx.precision import convert_fp16
 
-        return convert_fp16(model, kept)
+        return convert_fp16(model, kept & set(flow.nodes))
     typed = infer_types(model)
     check(typed)
     return typed
