@@ -48,16 +48,18 @@ def graph_bytes() -> bytes:
 
 @pytest.fixture
 def make_bundle(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that writes a whole bundle with the engines of the given targets."""
+    """Return a function that writes a whole bundle with the engines of the given targets, and a step after them."""
 
-    def write(targets: tuple[str, ...] = ("onnxruntime-cpu",), *, classes: int = 1, poison: bool = False) -> Path:
+    def write(
+        targets: tuple[str, ...] = ("onnxruntime-cpu",), *, classes: int = 1, poison: bool = False, step: Any = None
+    ) -> Path:
         from unetx_opt.bundle.write import staged_bundle, write_bundle
 
         path = tmp_path / "bundle"
         data = threshold_graph(classes, poison=poison).SerializeToString()
         with staged_bundle(path) as directory:
             records = [_write_engine(directory, target, data) for target in targets]
-            write_bundle(directory, _manifest(records, classes))
+            write_bundle(directory, _manifest(records, classes, step))
         return path
 
     return write
@@ -76,7 +78,7 @@ def _write_engine(directory: Path, target: str, graph: bytes) -> EngineRecord:
     return EngineRecord(target, files, settings={"inference_precision": "f32"})
 
 
-def _manifest(records: list[EngineRecord], classes: int) -> Any:
+def _manifest(records: list[EngineRecord], classes: int, step: Any) -> Any:
     from unetx_opt.bundle import manifest as m
     from unetx_opt.bundle import parts
 
@@ -87,6 +89,7 @@ def _manifest(records: list[EngineRecord], classes: int) -> Any:
         spec=ModelSpec(width=1, depth=1, num_classes=classes),
         labels=tuple(parts.Label(index=k, name=name) for k, name in enumerate(names)),
         input=InputContract(height=SIZE, width=SIZE, lower_percentile=0.0, upper_percentile=100.0),
+        postprocess=None if step is None else parts.Postprocess(**step),
         precision=parts.PrecisionRecord(requested=Precision.FP32, dtype_counts={"float32": 1}),
         operations=parts.Operations(flop=2, baseline_flop=2, ratio=1.0, by_type={"Conv": 2}, parameters=2),
         engines=tuple(parts.Engine.from_record(record) for record in records),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unetx_opt.cli.output import echo_json
+from unetx_opt.models.receptive_field import receptive_field_px
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -48,6 +49,7 @@ def _to_json(bundle: Bundle) -> dict[str, Any]:
             "size_bytes": sum(record.size for record in manifest.files.values()),
             "gflop_per_image": manifest.operations.flop / 1e9,
             "operations_change_percent": _change_percent(manifest),
+            "receptive_field_px": receptive_field_px(manifest.spec),
             "engines": [
                 {
                     "target": engine.target,
@@ -90,13 +92,16 @@ def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "Manifest", f"SHA-256 {bundle.manifest_sha256}, every byte checked"
     yield "Variant", manifest.variant
     yield "Model", _describe_spec(manifest)
+    field_px = receptive_field_px(manifest.spec)
+    yield "Receptive field", f"{field_px} x {field_px} px of the input"
     yield "Labels", ", ".join(f"{label.index} {label.name}" for label in manifest.labels)
     yield "Operations", _describe_operations(manifest)
     yield "Parameters", f"{manifest.operations.parameters:,}"
     yield "Input", _describe_input(manifest)
     if manifest.postprocess is not None:
         settings = ", ".join(f"{name} {value:g}" for name, value in manifest.postprocess.parameters.items())
-        yield "Postprocess", f"{manifest.postprocess.name} ({settings or 'no parameters'})"
+        where = "on the network's grid, then brought to the image"
+        yield "Postprocess", f"{manifest.postprocess.name} ({settings or 'no parameters'}), {where}"
     yield (
         "Precision",
         f"{manifest.precision.requested.value}: {_counts(manifest.precision.dtype_counts)} in the graph",

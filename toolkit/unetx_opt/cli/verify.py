@@ -169,14 +169,16 @@ def _disagreements(comparisons: tuple[_Comparison, ...]) -> tuple[str, ...]:
 
 
 def _run_engine(bundle: Bundle, record: EngineRecord, image: NDArray[np.uint16]) -> Segmentation:
+    from unetx_opt.runtime.opening import open_refiner
     from unetx_opt.runtime.segmenter import Segmenter
     from unetx_opt.runtime.sessions.base import OpenRequest, OtherArithmeticError
     from unetx_opt.runtime.sessions.table import SESSIONS
 
     manifest = bundle.manifest
     names = tuple(label.name for label in manifest.labels)
+    refiner = open_refiner(manifest)
     session = SESSIONS[record.target].open(OpenRequest(record, bundle.read))
-    with Segmenter(session, record, manifest.input, names) as segmenter:
+    with Segmenter(session, record, manifest.input, names, refiner=refiner) as segmenter:
         if segmenter.compute_dtype != record.compute_dtype:
             raise OtherArithmeticError(
                 f"it computes {segmenter.compute_dtype} on this machine, its record says {record.compute_dtype}"

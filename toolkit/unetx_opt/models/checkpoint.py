@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Checkpoint",
+    "OtherVariantError",
     "load_model",
     "read_checkpoint",
     "reference_checkpoint",
@@ -43,6 +44,10 @@ MAX_HEADER_BYTES: Final = 4 * 2**20
 _OLD_PICKLE: Final = b"\x80\x02\x8a\x0a"
 _PURPOSE: Final = "reading a checkpoint"
 _RESERVED: Final = ("unetx_format", "unetx_variant", "unetx_spec")
+
+
+class OtherVariantError(CheckpointError):
+    """The file names another variant than the one that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +216,7 @@ def _read_safetensors(path: Path, size: int, variant: str | None) -> Checkpoint:
     if "unetx_format" in metadata:
         named, spec = _read_metadata(path.name, metadata)
         if variant is not None and variant != named:
-            raise CheckpointError(
+            raise OtherVariantError(
                 f"{path.name} holds variant {named}, asked for {variant}: choose the other one or another checkpoint"
             )
         variant = named

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from unetx_opt.errors import CheckpointError
-from unetx_opt.models.checkpoint import Checkpoint, read_checkpoint
+from unetx_opt.models.checkpoint import Checkpoint, OtherVariantError, read_checkpoint
 from unetx_opt.models.variants import VARIANTS, get_variant
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def read_weights(path: Path, variant: str) -> Checkpoint:
     row = get_variant(variant)
     sources = [name for name, other in VARIANTS.items() if _same_network(row, other)]
     for name in sources[:-1]:
-        with contextlib.suppress(CheckpointError):
+        with contextlib.suppress(OtherVariantError):
             return read_checkpoint(path, variant=name)
     return read_checkpoint(path, variant=sources[-1])
 
