@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from unetx_opt.errors import SpecError
-from unetx_opt.training.options import TrainingOptions, choose_precision, learning_rate_at
+from unetx_opt.training.options import (
+    PRECISIONS,
+    Resources,
+    TrainingOptions,
+    choose_precision,
+    choose_workers,
+    learning_rate_at,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,6 +29,8 @@ from unetx_opt.training.options import TrainingOptions, choose_precision, learni
         ("learning_rate", 0.0),
         ("learning_rate", float("nan")),
         ("weight_decay", -1.0),
+        ("clip_norm", -1.0),
+        ("clip_norm", float("nan")),
         ("precision", "fp8"),
         ("device", "tpu"),
     ],
@@ -44,3 +53,20 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_a_hundredth() -> None:
 def test_the_precision_that_is_chosen_pays_on_this_device() -> None:
     pytest.importorskip("torch", reason="the choice asks torch about the CPU")
     assert choose_precision("cpu") in ("bf16", "fp32")
+
+
+def test_half_precision_is_for_gpus_without_bfloat16() -> None:
+    assert list(PRECISIONS) == ["bf16", "fp16", "fp32"]
+    assert PRECISIONS["fp16"].why_not("cuda") is None
+    assert "GPU" in str(PRECISIONS["fp16"].why_not("cpu"))
+
+
+def test_a_cpu_that_trains_gets_no_workers_and_a_gpu_at_least_one() -> None:
+    assert choose_workers("cpu") == 0
+    assert 1 <= choose_workers("cuda") <= 8
+
+
+@pytest.mark.parametrize("workers", [-1, 257])
+def test_a_number_of_workers_out_of_range_is_named(workers: int) -> None:
+    with pytest.raises(SpecError, match=f"workers is {workers}"):
+        Resources(workers=workers)
