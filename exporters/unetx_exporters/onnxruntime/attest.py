@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from unetx_exporters.quantize.share import require_int8
 from unetx_exporters.request import BuildRequest
 from unetx_opt.errors import ExportError
 from unetx_opt.optional import require
@@ -81,6 +82,8 @@ def attest_onnxruntime(record: EngineRecord, request: BuildRequest) -> EngineRec
     layers = _under_shipped_names(layer_dtypes(executed), shipped)
     _check_layers(record, request, layers, shipped)
     _check_storage(record, request, shipped)
+    if request.precision is Precision.INT8:
+        require_int8(record.target, request.graph_fp32, layers)
     counts = Counter(layers.values())
     return dataclasses.replace(
         record,
@@ -173,17 +176,29 @@ def _asked_dtypes(target: str, request: BuildRequest, shipped: ModelProto) -> di
         }
     asked = dict.fromkeys(nodes, "float32")
     if request.precision is Precision.INT8:
-        quantized = {
-            name for node in shipped.graph.node if node.op_type == "QuantizeLinear" for name in node.input[:1]
-        }
-        rectified = {node.input[0]: node.output[0] for node in shipped.graph.node if node.op_type == "Relu"}
-        for name, node in nodes.items():
-            # An 8-bit kernel writes 8 bits: in front of a reader of floats there is none either.
-            result = rectified.get(node.output[0], node.output[0])
-            is_int8 = request.layer_types.get(name) == "int8" and node.op_type not in _CPU_WITHOUT_INT8
-            if is_int8 and {result, node.output[0]} & quantized:
+        without_kernel = _without_int8_kernel(shipped)
+        for name in nodes:
+            if request.layer_types.get(name) == "int8" and name not in without_kernel:
                 asked[name] = "int8"
     return asked
+
+
+def _without_int8_kernel(shipped: ModelProto) -> set[str]:
+    """Layers that read 8-bit values and are computed in floating point on the CPU nonetheless.
+
+    Transposed convolutions have no 8-bit kernel, and the others write 8 bits: where the result is read as floats,
+    as that of the last layer is, they have none either.
+    """
+    producers = {name: node for node in shipped.graph.node for name in node.output}
+    quantized = {node.input[0] for node in shipped.graph.node if node.op_type == "QuantizeLinear"}
+    rectified = {node.input[0]: node.output[0] for node in shipped.graph.node if node.op_type == "Relu"}
+    found = set()
+    for node in _arithmetic_nodes(shipped):
+        read = [producers[name].op_type for name in node.input[:2] if name in producers]
+        written = {node.output[0], rectified.get(node.output[0])} & quantized
+        if node.op_type in _CPU_WITHOUT_INT8 or (read == ["DequantizeLinear"] * 2 and not written):
+            found.add(node.name or node.output[0])
+    return found
 
 
 def _check_storage(record: EngineRecord, request: BuildRequest, shipped: ModelProto) -> None:

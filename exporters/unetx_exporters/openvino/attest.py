@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
+from unetx_exporters.quantize.share import require_int8
 from unetx_exporters.request import BuildRequest
 from unetx_opt.errors import ExportError
 from unetx_opt.optional import require
@@ -59,9 +60,12 @@ def attest_openvino(record: EngineRecord, request: BuildRequest) -> EngineRecord
         raise ExportError(f"OpenVINO cannot compile the engine: {lines[-1] if lines else error}") from error
     layers = read_layers(compiled)
     check_layers(record, layers, request.layer_types if request.precision is Precision.INT8 else {})
+    named = _named_layers(layers, {node.friendly_name for node in model.get_ordered_ops()})
+    if request.precision is Precision.INT8:
+        require_int8(record.target, request.graph_fp32, named)
     return dataclasses.replace(
         record,
-        layers=_named_layers(layers, {node.friendly_name for node in model.get_ordered_ops()}),
+        layers=named,
         compute_dtype=arithmetic_dtype(layers),
         storage_dtype=_storage_dtype(model, request.precision),
         tools={"openvino": openvino.__version__},

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from unetx_exporters.quantize.share import require_int8
 from unetx_exporters.request import BuildRequest
 from unetx_exporters.tensorrt.attest import arithmetic_nodes, attest_layers, read_layers
 from unetx_exporters.tensorrt.header import (
@@ -164,6 +165,8 @@ def _build_engine(request: BuildRequest, engine: _Engine) -> EngineRecord:
             _check_plan(directory / _PLAN_NAME, engine, result)
         layers = read_layers(result.reports, nodes)
         found = attest_layers(engine.target, layers, nodes, request.layer_types)
+        if request.precision is Precision.INT8:
+            require_int8(engine.target, request.graph_fp32, found.layers)
         if cache is not None and (directory / _CACHE_NAME).exists():
             write_file(cache, (directory / _CACHE_NAME).read_bytes())
         shutil.copyfile(directory / _PLAN_NAME, staging)
