@@ -18,7 +18,7 @@ import numpy as np
 from unetx_bench.errors import MeasurementError
 from unetx_opt.optional import find, require
 
-__all__ = ["CLOCKS", "Clock", "ClockFigures", "get_clock", "measure_clock"]
+__all__ = ["CLOCKS", "Clock", "ClockFigures", "count_interruptions", "get_clock", "measure_clock"]
 
 Call = Callable[[], object]
 
@@ -93,6 +93,15 @@ def measure_clock(readings: int = _READINGS, read_ns: Callable[[], int] = time.p
             f"the clock did not advance in {readings} readings: no short duration can be measured with it"
         )
     return ClockFigures(readings, float(np.median(differences)), int(above.min()))
+
+
+def count_interruptions() -> int:
+    """Count how often the system took a processor from this process so far; 0 where it does not count that."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def _time_on_host(call: Call) -> int:

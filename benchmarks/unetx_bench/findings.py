@@ -9,7 +9,13 @@ from unetx_bench.candidates import TimedCall
 from unetx_bench.measurement import Measurement
 from unetx_bench.report import Candidate, Latency, Method, Ratio
 from unetx_bench.request import BenchRequest
-from unetx_bench.statistics import DECISION_CONFIDENCE, DECISION_MARGIN, quantile_interval, same_or_different
+from unetx_bench.statistics import (
+    DECISION_CONFIDENCE,
+    DECISION_MARGIN,
+    minimum_count,
+    quantile_interval,
+    same_or_different,
+)
 
 __all__ = ["answer", "latency_rows", "method", "ratio_pairs", "ratio_rows"]
 
@@ -44,6 +50,7 @@ def latency_rows(calls: Sequence[TimedCall], measured: Measurement, confidence: 
                 p99_ms=p99,
                 least_ms=float(samples.min()),
                 mean_ms=float(samples.mean()),
+                interrupted=int(measured.interrupted[name].sum()),
                 samples_ms=tuple(float(value) for value in samples),
             )
         )
@@ -52,13 +59,13 @@ def latency_rows(calls: Sequence[TimedCall], measured: Measurement, confidence: 
 
 def ratio_rows(calls: Sequence[TimedCall], measured: Measurement) -> tuple[Ratio, ...]:
     """Compare all pairs by the span "engine" and one image a call, each pair once."""
-    if measured.rounds < 8:
+    if measured.rounds < minimum_count(0.5):
         return ()
     plain, rows = _plain(calls), []
     for index, numerator in enumerate(plain):
         for denominator in plain[index + 1 :]:
             names = numerator.contender.name, denominator.contender.name
-            compared = same_or_different(measured.samples_ms[names[0]], measured.samples_ms[names[1]])
+            compared = same_or_different(*measured.paired(*names))
             rows.append(Ratio(numerator=names[0], denominator=names[1], comparison=compared))
     return tuple(rows)
 
@@ -76,7 +83,9 @@ def method(request: BenchRequest) -> Method:
             "maximum_seconds; looks at widths only",
             "quantiles": "order statistics; the number of samples is divided by the integrated autocorrelation time",
             "percentiles": "refused below MLPerf's early-stopping minimum: 64 samples for p90, 662 for p99",
-            "ratios": "Hodges-Lehmann estimate of the log-ratio paired by round, Wilcoxon signed-rank interval",
+            "ratios": "median over the rounds of the ratio within a round, exact binomial interval (sign test); of rounds in "
+            "which the system interrupted neither call, where there are 30 of them",
+            "settling": "before every call the harness sleeps for settle_s, or for idle_gap_s where that is longer",
             "caches": "not flushed between calls",
             "verification": "the first result of every contender is checked before it is timed",
             "disturbance": "other processes above 0.2 processors in a window of a second, time stolen by the "
@@ -87,6 +96,7 @@ def method(request: BenchRequest) -> Method:
         decision_confidence=DECISION_CONFIDENCE,
         decision_margin=DECISION_MARGIN,
         maximum_seconds=options.maximum_seconds,
+        settle_s=options.settle_s,
         idle_gap_s=options.idle_gap_s,
         threads=request.threads,
         pinned_cpus=request.cpus,

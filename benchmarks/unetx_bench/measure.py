@@ -28,9 +28,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from unetx_bench.clock import Clock, get_clock, measure_clock
+from unetx_bench.clock import Clock, count_interruptions, get_clock, measure_clock
 from unetx_bench.errors import MeasurementError
-from unetx_bench.measurement import Contender, Measurement, MeasureOptions, Monitor, Quiet, WarmUp
+from unetx_bench.measurement import Contender, Measurement, MeasureOptions, Monitor, Quiet, WarmUp, pair_rounds
 from unetx_bench.statistics import quantile_interval, ratio_interval
 
 __all__ = [
@@ -53,11 +53,15 @@ class _Samples:
     """What grows while rounds are run; durations in nanoseconds."""
 
     durations: list[list[int]] = field(default_factory=list)
+    interrupted: list[list[bool]] = field(default_factory=list)
     orders: list[NDArray[np.int64]] = field(default_factory=list)
     started: list[float] = field(default_factory=list)
 
     def by_contender(self) -> NDArray[np.float64]:
         return np.asarray(self.durations, dtype=np.float64).T / 1e6
+
+    def interruptions(self) -> NDArray[np.bool_]:
+        return np.asarray(self.interrupted, dtype=np.bool_).T
 
 
 def measure_interleaved(
@@ -102,10 +106,11 @@ def measure_interleaved(
             samples, stopped = _sample(contenders, clocks, generator, options, watch)
         finally:
             disturbances = watch.stop()
-    table = samples.by_contender()
+    names = [contender.name for contender in contenders]
     started = np.asarray(samples.started)
     return Measurement(
-        samples_ms=MappingProxyType({contender.name: row for contender, row in zip(contenders, table, strict=True)}),
+        samples_ms=MappingProxyType(dict(zip(names, samples.by_contender(), strict=True))),
+        interrupted=MappingProxyType(dict(zip(names, samples.interruptions(), strict=True))),
         order=np.asarray(samples.orders),
         started_s=started - started[0],
         warmup=warmup,
@@ -136,16 +141,25 @@ def _verify(contender: Contender, clock: Clock) -> float:
     return took_ns / 1e6
 
 
+@dataclass(frozen=True, slots=True)
+class _Round:
+    order: NDArray[np.int64]
+    durations: list[int]
+    interrupted: list[bool]
+
+
 def _run_round(
     contenders: Sequence[Contender], clocks: Sequence[Clock], generator: np.random.Generator, gap_s: float
-) -> tuple[NDArray[np.int64], list[int]]:
+) -> _Round:
     order = generator.permutation(len(contenders))
-    durations = [0] * len(contenders)
+    durations, interrupted = [0] * len(contenders), [False] * len(contenders)
     for index in order:
         if gap_s:
             time.sleep(gap_s)
+        before = count_interruptions()
         durations[index] = clocks[index].time_ns(contenders[index].call)
-    return order, durations
+        interrupted[index] = count_interruptions() != before
+    return _Round(order, durations, interrupted)
 
 
 def _warm_up(
@@ -158,7 +172,9 @@ def _warm_up(
     start = time.perf_counter()
     before, rounds, stable, seconds = None, 0, False, 0.0
     while not (stable and seconds >= options.warmup_seconds) and seconds < options.warmup_maximum_seconds:
-        window = [_run_round(contenders, clocks, generator, 0.0)[1] for _ in range(WARM_UP_WINDOW)]
+        window = [
+            _run_round(contenders, clocks, generator, options.settle_s).durations for _ in range(WARM_UP_WINDOW)
+        ]
         rounds += len(window)
         medians = np.median(np.asarray(window, dtype=np.float64), axis=0)
         stable = before is not None and bool((medians >= before * (1 - _WARM_UP_FALL)).all())
@@ -180,14 +196,15 @@ def _sample(
     look = options.minimum_rounds
     while True:
         samples.started.append(time.perf_counter())
-        order, durations = _run_round(contenders, clocks, generator, options.idle_gap_s)
-        samples.orders.append(order)
-        samples.durations.append(durations)
+        done = _run_round(contenders, clocks, generator, max(options.settle_s, options.idle_gap_s))
+        samples.orders.append(done.order)
+        samples.durations.append(done.durations)
+        samples.interrupted.append(done.interrupted)
         watch.between_rounds()
         rounds, seconds = len(samples.orders), time.perf_counter() - start
         if rounds >= look and seconds >= options.minimum_seconds:
             look = max(rounds + 1, round(rounds * _GROWTH))
-            if _is_precise(dict(zip(names, samples.by_contender(), strict=True)), options):
+            if _is_precise(names, samples, options):
                 return samples, "precise"
         if rounds >= options.maximum_rounds:
             return samples, "rounds"
@@ -195,13 +212,18 @@ def _sample(
             return samples, "time"
 
 
-def _is_precise(samples_ms: Mapping[str, NDArray[np.float64]], options: MeasureOptions) -> bool:
-    for row in samples_ms.values():
+def _is_precise(names: Sequence[str], samples: _Samples, options: MeasureOptions) -> bool:
+    rows, interrupted = samples.by_contender(), samples.interruptions()
+    for row in rows:
         median = quantile_interval(row, 0.5, options.confidence)
         if median is None or median.half_width > options.half_width:
             return False
-    ratios = (ratio_interval(samples_ms[a], samples_ms[b], options.confidence) for a, b in options.ratios)
-    return all(ratio.half_width <= options.half_width for ratio in ratios)
+    for pair in options.ratios:
+        above, below = (names.index(name) for name in pair)
+        paired = pair_rounds((rows[above], rows[below]), (interrupted[above], interrupted[below]))
+        if ratio_interval(*paired, options.confidence).half_width > options.half_width:
+            return False
+    return True
 
 
 @contextlib.contextmanager

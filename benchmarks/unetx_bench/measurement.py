@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from unetx_bench.clock import ClockFigures
 from unetx_bench.errors import MeasurementError
 
-__all__ = ["Contender", "MeasureOptions", "Measurement", "Monitor", "Quiet", "WarmUp"]
+__all__ = ["Contender", "MeasureOptions", "Measurement", "Monitor", "Quiet", "WarmUp", "pair_rounds"]
+
+MINIMUM_UNINTERRUPTED: Final = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,9 @@ class MeasureOptions:
         Of sampling, warm-up excluded.
     warmup_seconds, warmup_maximum_seconds : float
         Least and most time for warming up.
+    settle_s : float
+        Sleep before every call. Worker threads of the contender before, which spin for some milliseconds in the hope
+        of more work, then sleep as well, and the system owes the call a fresh time slice.
     idle_gap_s : float
         Pause before every call: 0 is a stream of images; with a gap caches, clocks and threads have gone to sleep,
         as they have at a scanner that sends one image a minute.
@@ -71,6 +76,7 @@ class MeasureOptions:
     maximum_seconds: float = 60.0
     warmup_seconds: float = 0.5
     warmup_maximum_seconds: float = 20.0
+    settle_s: float = 0.005
     idle_gap_s: float = 0.0
     seed: int = 0
 
@@ -79,9 +85,10 @@ class MeasureOptions:
             raise MeasurementError(
                 f"rounds are {self.minimum_rounds} to {self.maximum_rounds}, expected 1 or more, the least first"
             )
-        if self.half_width <= 0 or self.idle_gap_s < 0:
+        if self.half_width <= 0 or min(self.settle_s, self.idle_gap_s) < 0:
             raise MeasurementError(
-                f"half_width is {self.half_width} and idle_gap_s {self.idle_gap_s}, expected above 0, and 0 or more"
+                f"half_width is {self.half_width}, settle_s {self.settle_s} and idle_gap_s {self.idle_gap_s}, "
+                "expected above 0, and 0 or more for both pauses"
             )
 
 
@@ -115,6 +122,9 @@ class Measurement:
     ----------
     samples_ms : mapping of str to numpy.ndarray
         Contender -> float64 (rounds,); the same index is the same round.
+    interrupted : mapping of str to numpy.ndarray
+        Contender -> bool (rounds,): the system took a processor from this process during the call; False throughout
+        where the system does not count that.
     order : numpy.ndarray
         int (rounds, contenders): who ran when, as indices into the names.
     started_s : numpy.ndarray
@@ -130,6 +140,7 @@ class Measurement:
     """
 
     samples_ms: Mapping[str, NDArray[np.float64]]
+    interrupted: Mapping[str, NDArray[np.bool_]]
     order: NDArray[np.int64]
     started_s: NDArray[np.float64]
     warmup: WarmUp
@@ -141,6 +152,29 @@ class Measurement:
     def rounds(self) -> int:
         """Samples of each contender."""
         return len(self.order)
+
+    def paired(self, numerator: str, denominator: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Take the samples of two contenders that their ratio is estimated from, see `pair_rounds`."""
+        return pair_rounds(
+            (self.samples_ms[numerator], self.samples_ms[denominator]),
+            (self.interrupted[numerator], self.interrupted[denominator]),
+        )
+
+
+Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def pair_rounds(samples_ms: Pair, interrupted: tuple[NDArray[np.bool_], NDArray[np.bool_]]) -> Pair:
+    """Keep the rounds in which the system interrupted neither call, or all where fewer than 30 remain.
+
+    An interrupted call says how long other programs were let run, not how fast the contender is. Under the hypothesis
+    that both are equally fast, either is as likely to be interrupted, so that the choice favours none. Medians and
+    percentiles keep every sample: there the interruptions belong to what a user sees.
+    """
+    kept = ~(interrupted[0] | interrupted[1])
+    if np.count_nonzero(kept) < MINIMUM_UNINTERRUPTED:
+        return samples_ms
+    return samples_ms[0][kept], samples_ms[1][kept]
 
 
 class Monitor(Protocol):

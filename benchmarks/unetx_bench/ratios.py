@@ -1,10 +1,11 @@
 """The ratio of two contenders that took turns in random order, and the decision whether one is faster.
 
 Under the hypothesis that the ratio is r, numerator / (r * denominator) is as likely x as 1 / x in every round,
-however the machine's disturbances follow one another in time, because the order within a round was drawn. The signs
-of the log-ratios are then independent fair coins given their sizes, which is all that Wilcoxon's signed-rank test
-needs. The interval holds the ratios that this test does not reject (Hodges and Lehmann 1963); the estimate is their
-centre.
+however the machine's disturbances follow one another in time, because the order within a round was drawn: the signs
+of the log-ratios are independent fair coins. So the order statistics of the rounds' ratios enclose r with an exact
+binomial probability, whatever the noise and its memory (the sign test's interval). Its estimate is the median of the
+ratios and not the ratio of the medians: where other programs take time slices, latencies come in clusters, and the
+medians jump from one to the next while most rounds still compare like with like.
 """
 
 from __future__ import annotations
@@ -14,20 +15,17 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtri
+from numpy.typing import ArrayLike
 
 from unetx_bench.errors import MeasurementError
-from unetx_bench.estimates import Estimate, check_open_unit, finite_row
+from unetx_bench.estimates import Estimate, finite_row
+from unetx_bench.quantiles import quantile_interval
 
 __all__ = ["DECISION_CONFIDENCE", "DECISION_MARGIN", "Comparison", "ratio_interval", "same_or_different"]
 
 #: Confidence and margin of `same_or_different`.
 DECISION_CONFIDENCE: Final = 0.99
 DECISION_MARGIN: Final = 0.01
-
-_EXACT_RANKS: Final = 60
-_MINIMUM_PAIRS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,33 +67,27 @@ def ratio_interval(numerator_ms: ArrayLike, denominator_ms: ArrayLike, confidenc
     Returns
     -------
     Estimate
-        Hodges-Lehmann estimate of numerator / denominator with the interval of Wilcoxon's signed-rank test, see the
-        module.
+        Median of numerator / denominator over the rounds, between two order statistics, see the module.
 
     Raises
     ------
     MeasurementError
-        The two have not the same number of samples, or fewer than 8; a sample is not finite or not above 0; no
-        interval of so few rounds has that confidence.
+        The two have not the same number of samples; a sample is not finite or not above 0; no interval of so few
+        rounds has that confidence.
     """
-    check_open_unit("the confidence", confidence)
     numerator, denominator = finite_row(numerator_ms), finite_row(denominator_ms)
     if len(numerator) != len(denominator):
         raise MeasurementError(
             f"a ratio is paired by round: got {len(numerator)} and {len(denominator)} samples, expected equal numbers"
         )
-    if len(numerator) < _MINIMUM_PAIRS:
-        raise MeasurementError(
-            f"a ratio needs at least {_MINIMUM_PAIRS} rounds, got {len(numerator)}: measure longer"
-        )
-    if min(numerator.min(), denominator.min()) <= 0:
+    if len(numerator) and min(numerator.min(), denominator.min()) <= 0:
         raise MeasurementError("a sample of 0 ms or less has no ratio: the clock is too coarse for so short a call")
-    logs = np.sort(np.log(numerator) - np.log(denominator))
-    pairs = len(logs) * (len(logs) + 1) // 2
-    outside = _outside_walsh(len(logs), confidence)
-    low, high = _walsh_average(logs, outside + 1), _walsh_average(logs, pairs - outside)
-    middle = (_walsh_average(logs, (pairs + 1) // 2) + _walsh_average(logs, pairs // 2 + 1)) / 2
-    return Estimate(*(math.exp(value) for value in (middle, low, high)))
+    estimate = quantile_interval(np.log(numerator) - np.log(denominator), 0.5, confidence, independent=True)
+    if estimate is None:
+        raise MeasurementError(
+            f"{len(numerator)} rounds give no ratio with a confidence of {confidence:g}: measure longer"
+        )
+    return Estimate(math.exp(estimate.value), math.exp(estimate.low), math.exp(estimate.high))
 
 
 def same_or_different(
@@ -131,37 +123,3 @@ def same_or_different(
         verdict = "faster"
     arm = max(math.log(ratio.high / ratio.value), math.log(ratio.value / ratio.low))
     return Comparison(verdict, ratio, confidence, margin, (1 + margin) * math.exp(arm) - 1)
-
-
-def _outside_walsh(count: int, confidence: float) -> int:
-    """Walsh averages that lie outside the interval on either side."""
-    tail = (1 - confidence) / 2
-    if count <= _EXACT_RANKS:
-        ways = np.ones(1)
-        for rank in range(1, count + 1):
-            longer = np.zeros(len(ways) + rank)
-            longer[: len(ways)] += ways / 2
-            longer[rank:] += ways / 2
-            ways = longer
-        outside = int(np.searchsorted(np.cumsum(ways), tail, side="right")) - 1
-    else:
-        mean, variance = count * (count + 1) / 4, count * (count + 1) * (2 * count + 1) / 24
-        outside = math.floor(mean + float(ndtri(tail)) * math.sqrt(variance) - 0.5)
-    if outside < 0:
-        raise MeasurementError(f"{count} rounds give no interval with a confidence of {confidence:g}: measure longer")
-    return outside
-
-
-def _walsh_average(ordered: NDArray[np.float64], rank: int) -> float:
-    """Find the average of rank `rank` (from 1) among those of all pairs i <= j, by bisection in O(n log n)."""
-    low, high = float(ordered[0]), float(ordered[-1])
-    while True:
-        middle = low + (high - low) / 2
-        if not low < middle < high:
-            return high
-        both = int(np.searchsorted(ordered, 2 * middle - ordered, side="right").sum())
-        alone = int(np.searchsorted(ordered, middle, side="right"))
-        if (both + alone) // 2 >= rank:
-            high = middle
-        else:
-            low = middle

@@ -66,6 +66,7 @@ class Method(_Part):
     decision_confidence: float
     decision_margin: float
     maximum_seconds: float
+    settle_s: float
     idle_gap_s: float
     threads: int | None
     pinned_cpus: tuple[int, ...] | None
@@ -158,6 +159,7 @@ class Latency(_Part):
     p99_ms: Estimate | None
     least_ms: float
     mean_ms: float
+    interrupted: int
     samples_ms: tuple[float, ...]
 
 
