@@ -198,10 +198,11 @@ class _Insertion:
         """Name and numbers of the quantizer of every tensor: one for all that are tied by carriers."""
         limits: dict[str, tuple[float, float]] = {}
         for name in self.pairs:
-            if name not in ranges:
-                raise ExportError(f"there is no range for tensor {name}: calibrate this graph, not another one")
-            low, high = limits.get(self._root(name), (0.0, 0.0))
-            limits[self._root(name)] = min(low, ranges[name].low), max(high, ranges[name].high)
+            for source in self.flow.sources(name):
+                if source not in ranges:
+                    raise ExportError(f"there is no range for tensor {source}: calibrate this graph, not another one")
+                low, high = limits.get(self._root(name), (0.0, 0.0))
+                limits[self._root(name)] = min(low, ranges[source].low), max(high, ranges[source].high)
         fitted = {root: (root, self.form.activations.fit(*limit)) for root, limit in limits.items()}
         for root, quantizer in fitted.values():
             self._store(root, quantizer.scale, quantizer.zero_point, quantizer.dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from unetx_exporters.onnx.graph import infer_types, producers, tensor_types
@@ -57,22 +56,19 @@ class Flow:
         node = self.made_by.get(name)
         return self.data_inputs(node) if node is not None and node.op_type in CARRIERS else []
 
+    def sources(self, name: str) -> list[str]:
+        """Tensors that a tensor's values come from unchanged, through all carriers: at least itself."""
+        carried = self.carried(name)
+        return [source for before in carried for source in self.sources(before)] if carried else [name]
+
 
 def list_tensors(flow: Flow) -> tuple[str, ...]:
-    """List the tensors that an insertion may ask a range for, whatever its plan.
+    """List the tensors that need a range: those from which the data of every layer and junction comes unchanged.
 
-    They are the data of every layer with weights and of every addition at a skip connection, and where a carrier
-    makes such a tensor, what it is made from.
+    What a carrier makes is no part of it: it has the range of what the carrier reads.
     """
     wanted: dict[str, None] = {}
     for node in flow.nodes.values():
         if flow.is_layer(node) or flow.is_junction(node):
-            _collect(flow, flow.data_inputs(node), wanted)
+            wanted |= dict.fromkeys(source for name in flow.data_inputs(node) for source in flow.sources(name))
     return tuple(wanted)
-
-
-def _collect(flow: Flow, names: Iterable[str], wanted: dict[str, None]) -> None:
-    for name in names:
-        if name not in wanted:
-            wanted[name] = None
-            _collect(flow, flow.carried(name), wanted)
