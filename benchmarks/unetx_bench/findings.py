@@ -83,8 +83,8 @@ def method(request: BenchRequest) -> Method:
             "maximum_seconds; looks at widths only",
             "quantiles": "order statistics; the number of samples is divided by the integrated autocorrelation time",
             "percentiles": "refused below MLPerf's early-stopping minimum: 64 samples for p90, 662 for p99",
-            "ratios": "median over the rounds of the ratio within a round, exact binomial interval (sign test); of rounds in "
-            "which the system interrupted neither call, where there are 30 of them",
+            "ratios": "median over the rounds of the ratio within a round, exact binomial interval (sign test); of "
+            "rounds in which the system interrupted neither call, where there are 30 of them",
             "settling": "before every call the harness sleeps for settle_s, or for idle_gap_s where that is longer",
             "caches": "not flushed between calls",
             "verification": "the first result of every contender is checked before it is timed",
