@@ -103,7 +103,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def logits_of(model: UNet, image_chw: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
-        logits: np.ndarray = model(torch.from_numpy(image_chw)[None])[0].numpy()
+        logits: np.ndarray = model(torch.tensor(image_chw)[None])[0].numpy()
     return logits
 
 

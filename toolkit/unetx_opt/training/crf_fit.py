@@ -226,7 +226,8 @@ def _choose(scores: Mapping[CrfParameters, float], tie: float) -> CrfParameters:
 def _coarse_grid() -> Iterator[CrfParameters]:
     yield _START
     for values in itertools.product(*_COARSE.values()):
-        yield dataclasses.replace(_START, **dict(zip(_COARSE, values, strict=True)))
+        changes: dict[str, Any] = dict(zip(_COARSE, values, strict=True))
+        yield dataclasses.replace(_START, **changes)
 
 
 def _neighbours(parameters: CrfParameters) -> Iterator[CrfParameters]:
@@ -235,7 +236,8 @@ def _neighbours(parameters: CrfParameters) -> Iterator[CrfParameters]:
         place = values.index(getattr(parameters, name))
         for other in (place - 1, place + 1):
             if 0 <= other < len(values):
-                yield dataclasses.replace(parameters, **{name: values[other]})
+                change: dict[str, Any] = {name: values[other]}
+                yield dataclasses.replace(parameters, **change)
 
 
 def _cache_logits(model: UNet, validation: LabelledImages, options: CrfFitOptions) -> Iterator[_Case]:
