@@ -79,6 +79,38 @@ def test_an_interrupted_run_says_how_to_go_on_and_then_does(
     assert not output.with_name("model.safetensors.state").exists()
 
 
+def test_the_log_of_an_earlier_run_is_kept_unless_told_otherwise(
+    ellipse_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "runs" / "first"
+    assert main(_arguments(ellipse_folder, tmp_path / "a.safetensors", "--log", str(log))) == 0
+    rows = (log / "metrics.csv").read_text()
+    assert rows.count("\n") == 3
+    assert main(_arguments(ellipse_folder, tmp_path / "b.safetensors", "--log", str(log), "--seed", "1")) == 1
+    assert "holds the log of an earlier run: choose another --log" in capsys.readouterr().err
+    assert (log / "metrics.csv").read_text() == rows
+    assert not (tmp_path / "a.safetensors.log").exists()
+    arguments = _arguments(
+        ellipse_folder, tmp_path / "b.safetensors", "--log", str(log), "--seed", "1", "--overwrite"
+    )
+    assert main(arguments) == 0
+    assert (log / "metrics.csv").read_text() != rows
+
+
+def test_a_cache_is_kept_for_the_next_run_and_the_one_of_a_run_alone_is_not(
+    ellipse_folder: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    assert main(_arguments(ellipse_folder, tmp_path / "a.safetensors", "--cache", str(cache))) == 0
+    entries = {path: path.stat().st_mtime_ns for path in cache.rglob("*.prepared")}
+    assert len(entries) == 14
+    assert main(_arguments(ellipse_folder, tmp_path / "b.safetensors", "--cache", str(cache))) == 0
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.prepared")} == entries
+    assert read_checkpoint(tmp_path / "a.safetensors").sha256 == read_checkpoint(tmp_path / "b.safetensors").sha256
+    assert main(_arguments(ellipse_folder, tmp_path / "c.safetensors")) == 0
+    assert sorted(path.name for path in tmp_path.glob("c.*")) == ["c.safetensors", "c.safetensors.log"]
+
+
 def test_resuming_nothing_starts_from_the_beginning(
     ellipse_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

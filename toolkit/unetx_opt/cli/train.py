@@ -14,6 +14,14 @@ import click
 
 from unetx_opt import __version__
 from unetx_opt.cli.output import echo_json, note
+from unetx_opt.cli.train_inputs import (
+    DataSettings,
+    data_options,
+    make_resources,
+    open_split,
+    resource_options,
+    take_settings,
+)
 from unetx_opt.cli.train_step import bind_step, check_weights_usage, describe_field, fit_step, write_fitted
 from unetx_opt.errors import UnetxError
 from unetx_opt.models.variants import VARIANTS
@@ -26,17 +34,6 @@ if TYPE_CHECKING:
     from unetx_opt.training.options import Resources, TrainingOptions
 
 __all__ = ["train"]
-
-
-@dataclass(frozen=True, slots=True)
-class _DataSettings:
-    """Where the images are, and how ChestX-ray14 is read."""
-
-    folder: Path
-    labels: str | None
-    partial: bool
-    minimum_dice: float
-    masks: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,38 +84,8 @@ class _Task:
 @click.option(
     "--clip-norm", type=click.FloatRange(0), default=0.0, show_default=True, help="Longest gradient; 0: any."
 )
-@click.option("--labels", type=click.Choice(["organs", "lungs"]), help="ChestX-ray14: classes.  [default: organs]")
-@click.option("--partial", is_flag=True, help="ChestX-ray14: leave out images without a file or a mask.")
-@click.option(
-    "--minimum-dice",
-    type=click.FloatRange(0, 1),
-    default=0.7,
-    show_default=True,
-    help="ChestX-ray14: leave out masks that CheXmask itself estimates worse.",
-)
-@click.option(
-    "--masks",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="ChestX-ray14: the CheXmask table, where the folder holds none or several.",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(0, 256),
-    help="Processes that prepare images.  [default: 0 on a CPU, up to 8 beside a GPU]",
-)
-@click.option(
-    "--cache",
-    metavar="DIR",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Keep prepared images, for other runs too.  [default: with the state, removed at the end]",
-)
-@click.option(
-    "--log",
-    metavar="DIR",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Metrics as CSV and for TensorBoard.  [default: OUTPUT.log]",
-)
+@data_options
+@resource_options
 @click.option(
     "--weights",
     metavar="FILE",
@@ -134,29 +101,28 @@ def train(*, data_folder: Path, output: Path, resume: bool, overwrite: bool, as_
     not looked at. --workers, --cache and --log change no weight. The CRF of crf and combined is fitted on the
     validation images at the end.
     """
-    data = _DataSettings(
-        data_folder, *(settings.pop(name) for name in ("labels", "partial", "minimum_dice", "masks"))
-    )
+    data = DataSettings(data_folder, **take_settings(settings, "labels", "partial", "minimum_dice", "masks"))
     weights = settings.pop("weights")
     if weights is not None:
         check_weights_usage(settings["variant"], resume=resume)
-    given = {name: settings.pop(name) for name in ("workers", "cache", "log")}
+    given = take_settings(settings, "workers", "cache", "log")
     options = _make_options(**settings)
     state_folder = output.with_name(output.name + ".state")
     _check_output(output, state_folder, resume=resume, overwrite=overwrite)
     if weights is not None:
-        validation = _open_split(data, "validation")
+        validation = open_split(data, "validation")
         result = write_fitted(weights, options.variant, validation, output, options.size_px)
         _print_result(result, as_json=as_json)
         return
-    training, validation = (_open_split(data, split) for split in ("train", "validation"))
-    resources = _make_resources(options, output, **given)
+    training, validation = (open_split(data, split) for split in ("train", "validation"))
+    log = output.with_name(output.name + ".log")
+    resources = make_resources(options, given, log, keeps_log=not (resume or overwrite))
     note(
         f"training {options.variant} on {len(training)} images of {data_folder}, choosing by {len(validation)} "
         f"({options.precision}, {options.device}); {describe_field(options.variant)}"
     )
-    trained = _run(_Task(options, training, validation, resources), state_folder)
-    result = _write_result(trained, _Task(options, training, validation, resources), output)
+    task = _Task(options, training, validation, resources)
+    result = _write_result(_run(task, state_folder), task, output)
     _print_result(result, as_json=as_json)
 
 
@@ -167,31 +133,6 @@ def _print_result(result: Mapping[str, Any], *, as_json: bool) -> None:
     best = result.get("training", {}).get("best_epoch")
     epoch = "" if best is None else f" (epoch {best})"
     click.echo(f"{result['checkpoint']}: validation Dice {result['validation']['dice']['mean']:.4f}{epoch}")
-
-
-def _open_split(data: _DataSettings, split: str) -> FolderDataset | NihDataset:
-    from unetx_opt.training.nih import NihDataset, NihOptions, open_dataset
-
-    options = NihOptions(data.labels or "organs", data.minimum_dice, data.partial, data.masks)
-    dataset = open_dataset(data.folder, split, options)
-    if data.labels is not None and not isinstance(dataset, NihDataset):
-        raise click.UsageError("--labels is for ChestX-ray14: the masks of a folder have one class.")
-    return dataset
-
-
-def _make_resources(
-    options: TrainingOptions, output: Path, *, workers: int | None, cache: Path | None, log: Path | None
-) -> Resources:
-    from unetx_opt.optional import find
-    from unetx_opt.training.options import Resources, choose_workers
-
-    if not find("tensorboard"):
-        note("tensorboard is not installed: the metrics are logged as CSV alone")
-    return Resources(
-        workers=choose_workers(options.device) if workers is None else workers,
-        cache=cache,
-        log=log or output.with_name(output.name + ".log"),
-    )
 
 
 def _make_options(precision: str, **settings: Any) -> TrainingOptions:

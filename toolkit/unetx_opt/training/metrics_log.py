@@ -18,7 +18,7 @@ from unetx_opt.files import write_file
 from unetx_opt.lifetime import Closing
 from unetx_opt.optional import find, require
 
-__all__ = ["EpochFigures", "MetricsLog"]
+__all__ = ["EpochFigures", "MetricsLog", "has_rows"]
 
 _FILE: Final = "metrics.csv"
 
@@ -104,6 +104,14 @@ class MetricsLog(Closing):
         writer.writerow(field.name for field in dataclasses.fields(EpochFigures))
         writer.writerows(self._rows)
         write_file(self._path, text.getvalue().encode())
+
+
+def has_rows(folder: Path) -> bool:
+    """Whether a folder holds a log with at least one epoch."""
+    try:
+        return bool(_read_rows(folder / _FILE))
+    except (OSError, ValueError, csv.Error):
+        return False
 
 
 def _read_rows(path: Path) -> list[list[str]]:
