@@ -47,6 +47,7 @@ CLOCK_SPANS: Final[Mapping[str, str]] = MappingProxyType(
         "file": "image file to mask file on the disk, written, synced and renamed",
     }
 )
+_NOT_ASKED: Final = "not asked for"
 _UNKNOWN_TARGET: Final = "this version knows no such target: update unetx-opt"
 
 
@@ -157,7 +158,8 @@ def open_engines(path: Path, name: str | None = None, threads: int | None = None
     with open_verified(path) as bundle, contextlib.ExitStack() as stack:
         records = tuple(engine.record for engine in bundle.manifest.engines)
         host, opened = probe_host(), []
-        why_not = {f"{title} {row.target}": f"not built: {row.reason}" for row in bundle.manifest.skipped}
+        skipped = [row for row in bundle.manifest.skipped if row.reason != _NOT_ASKED]
+        why_not = {f"{title} {row.target}": f"not built: {row.reason}" for row in skipped}
         for record, short in zip(records, engine_names(records), strict=True):
             label = f"{title} {short}"
             row = SESSIONS.get(record.target)

@@ -1,0 +1,193 @@
+"""The record on a GPU, by one command: every variant and precision at full width, with PyTorch's peers.
+
+    python -m unetx_bench.gpu_record -o benchmarks/results/
+
+makes width 64 at 512 x 512 px, FP32, FP16 and INT8, for ONNX Runtime with CUDA and TensorRT (for RTX or not), and
+writes one report for each variant, all its precisions in one run, and ``gpu-record.json``, which names all that did
+not run and why.
+The weights are random: latency does not depend on them, and accuracy is neither measured nor claimed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from unetx_bench.benchmark import run_benchmark
+from unetx_bench.environment import capture_environment
+from unetx_bench.errors import MeasurementError
+from unetx_bench.measurement import MeasureOptions
+from unetx_bench.peers import PEERS
+from unetx_bench.report import REPORT_NAME
+from unetx_bench.request import BenchRequest
+from unetx_exporters.targets import TARGETS
+from unetx_opt.files import scratch_directory, staged_directory
+from unetx_opt.models.variants import VARIANTS
+from unetx_opt.optional import require
+from unetx_opt.specs import Precision
+
+__all__ = ["RecordRequest", "main", "make_record"]
+
+_TARGETS: Final = ("onnxruntime-cuda", "tensorrt-rtx", "tensorrt")
+_PEERS: Final = tuple(name for name in PEERS if "cuda" in name)
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordRequest:
+    """What the record covers.
+
+    Attributes
+    ----------
+    variants, precisions, targets, peers : tuple of str
+        Names.
+    width, size_px : int
+        Of the network, and of its input.
+    seconds : float
+        Most time of one measurement.
+    """
+
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    precisions: tuple[str, ...] = tuple(precision.value for precision in Precision)
+    targets: tuple[str, ...] = _TARGETS
+    peers: tuple[str, ...] = _PEERS
+    width: int = 64
+    size_px: int = 512
+    seconds: float = 60.0
+
+
+@click.command()
+@click.option("--variant", "variants", multiple=True, type=click.Choice(tuple(VARIANTS)), help="[all]")
+@click.option(
+    "--precision", "precisions", multiple=True, type=click.Choice([p.value for p in Precision]), help="[all]"
+)
+@click.option("--target", "targets", multiple=True, type=click.Choice(tuple(TARGETS)), help="[all of the GPU]")
+@click.option("--peer", "peers", multiple=True, type=click.Choice(tuple(PEERS)), help="[all of the GPU]")
+@click.option("--width", type=click.IntRange(1, 256), default=64, show_default=True)
+@click.option("--size", "size_px", type=click.IntRange(32), default=512, show_default=True)
+@click.option("--seconds", type=click.FloatRange(0.1), default=60.0, show_default=True, help="Of one measurement.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True, help="Parent folder."
+)
+def main(output: Path, **given: Any) -> None:
+    """Make the record in a new folder of the output folder."""
+    request = RecordRequest(**{name: value for name, value in given.items() if value != ()})
+    folder = output / f"gpu-record-{datetime.datetime.now(datetime.UTC):%Y-%m-%d-%H%M%S}"
+    record = make_record(request, folder, lambda text: click.echo(text, err=True))
+    for name, reason in record["did_not_run"].items():
+        click.echo(f"did not run: {name}: {reason}")
+    click.echo(f"{len(record['reports'])} reports: {folder.name}")
+
+
+def make_record(request: RecordRequest, folder: Path, note: Note = lambda text: None) -> dict[str, Any]:
+    """Build and measure everything; what fails is named and stops nothing.
+
+    Parameters
+    ----------
+    request : RecordRequest
+        What the record covers.
+    folder : pathlib.Path
+        Shall appear, whole or not at all.
+    note : callable
+        Takes a line of progress.
+
+    Returns
+    -------
+    dict
+        The content of ``gpu-record.json``.
+    """
+    did_not_run: dict[str, str] = {}
+    reports: dict[str, str] = {}
+    with staged_directory(folder) as staging, scratch_directory(folder.parent / f"{folder.name}.work") as scratch:
+        for variant in request.variants:
+            try:
+                did_not_run |= _measure_variant(request, variant, (scratch, staging / variant), note)
+            except Exception as error:  # whatever a driver, a builder or a peer raises is a finding of the record
+                did_not_run[variant] = _one_line(error)
+            else:
+                reports[variant] = f"{variant}/{REPORT_NAME}"
+        record = {
+            "schema_version": 1,
+            "what": "latency with random weights; accuracy is neither measured nor claimed",
+            "request": asdict(request),
+            "environment": asdict(capture_environment()),
+            "reports": reports,
+            "did_not_run": did_not_run,
+        }
+        (staging / "gpu-record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="ascii")
+    return record
+
+
+def _measure_variant(request: RecordRequest, variant: str, folders: tuple[Path, Path], note: Note) -> dict[str, str]:
+    """Build every precision for every target apart, and time all that came out in one run; gives what did not run."""
+    scratch, output = folders
+    checkpoint = _make_checkpoint(request, variant, scratch)
+    bundles, did_not_run = [], {}
+    for precision in request.precisions:
+        for target in request.targets:
+            bundle = scratch / f"{variant}-{precision}-{target}"
+            note(f"building {bundle.name}")
+            try:
+                _build(request, (variant, precision, target), checkpoint, bundle)
+            except Exception as error:  # one that cannot be built must not take the others with it
+                did_not_run[bundle.name] = _one_line(error)
+            else:
+                bundles.append(bundle)
+    if not bundles:
+        raise MeasurementError("; ".join(f"{name}: {reason}" for name, reason in did_not_run.items()))
+    measure = MeasureOptions(maximum_seconds=request.seconds)
+    asked = BenchRequest(tuple(bundles), output, measure, (checkpoint,), request.peers, images=0)
+    report = run_benchmark(asked, note)
+    # Each bundle was built for one target: that it lacks the others is no finding.
+    missing = {name: reason for name, reason in report.not_measured.items() if not reason.startswith("not built: ")}
+    return {**did_not_run, **missing}
+
+
+def _make_checkpoint(request: RecordRequest, variant: str, scratch: Path) -> Path:
+    from unetx_opt.imaging.dense_crf import CrfParameters
+    from unetx_opt.imaging.refinement import crf_step_parameters
+    from unetx_opt.models.checkpoint import write_checkpoint
+    from unetx_opt.models.postprocess import METADATA_KEY, StepRecord, step_metadata
+    from unetx_opt.models.unet import build_model
+    from unetx_opt.models.variants import get_variant, variant_spec
+
+    path = scratch / f"{variant}.safetensors"
+    require("torch", purpose="making the models of the record").manual_seed(0)
+    step = get_variant(variant).postprocess
+    # The step's own defaults: its time does not depend on how well its parameters fit.
+    parameters = {"dense_crf": crf_step_parameters(CrfParameters(), request.size_px)}
+    metadata = {} if step is None else {METADATA_KEY: step_metadata(StepRecord(step, parameters[step]))}
+    write_checkpoint(path, build_model(variant_spec(variant, width=request.width)), variant, metadata)
+    return path
+
+
+def _build(request: RecordRequest, what: tuple[str, str, str], checkpoint: Path, bundle: Path) -> None:
+    from unetx_exporters.options import BuildOptions
+    from unetx_exporters.pipeline import build_bundle
+
+    variant, precision, target = what
+    options = BuildOptions(
+        variant=variant,
+        precision=Precision(precision),
+        output=bundle,
+        targets=(target,),
+        checkpoint=checkpoint,
+        size_px=request.size_px,
+        gate="off",
+    )
+    build_bundle(options, lambda stage, done, total: None)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+
+
+if __name__ == "__main__":
+    main()
