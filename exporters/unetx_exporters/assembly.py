@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from unetx_exporters.evaluation import BuiltEngine
     from unetx_exporters.graphs import GraphSet
     from unetx_exporters.options import BuildOptions
+    from unetx_exporters.quantize.images import CalibrationSet
     from unetx_opt.models.checkpoint import Checkpoint
     from unetx_opt.specs import Host, InputContract
 
@@ -73,6 +74,10 @@ class Findings:
         Target -> why it was not built.
     model_card : str or None
         Name of the card in the bundle.
+    calibration : CalibrationSet or None
+        Images that 8-bit ranges come from.
+    notes : tuple of str
+        Further sentences for a reader of the manifest.
     """
 
     graphs: GraphSet
@@ -82,6 +87,8 @@ class Findings:
     images: GateImages | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
     model_card: str | None = None
+    calibration: CalibrationSet | None = None
+    notes: tuple[str, ...] = ()
 
 
 def label_names(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -133,7 +140,7 @@ def assemble_manifest(
     engines = tuple(
         Engine.from_record(engine.record, _engine_gate(engine, findings.decisions)) for engine in findings.engines
     )
-    reference = options.checkpoint is None
+    notes = (*_NOTES, *findings.notes)
     return Manifest(
         product=Product(name="unetx-opt", version=__version__),
         variant=options.variant,
@@ -157,7 +164,8 @@ def assemble_manifest(
             created=build_time(),
         ),
         model_card=findings.model_card,
-        notes=(*_NOTES, _REFERENCE_NOTE) if reference else _NOTES,
+        calibration=_calibration_images(findings),
+        notes=(*notes, _REFERENCE_NOTE) if options.checkpoint is None else notes,
     )
 
 
@@ -181,6 +189,13 @@ def _gate_evidence(options: BuildOptions, findings: Findings) -> GateEvidence:
         image_sha256=tuple(image.sha256 for image in findings.measurement.images),
     )
     return GateEvidence(name=options.gate_name, images=images)
+
+
+def _calibration_images(findings: Findings) -> ImageSet | None:
+    found = findings.calibration
+    if found is None:
+        return None
+    return ImageSet(data=found.images.data, split=found.images.split, count=len(found), image_sha256=found.sha256)
 
 
 def _tools(host: Host) -> dict[str, str]:

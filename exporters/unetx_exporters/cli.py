@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="Data folder that decides the gate. Without it: procedural chest phantoms.",
+    help="Data folder that decides the gate; its calibration split gives int8 its ranges. Without it: phantoms.",
 )
 @click.option("--split", default="validation", show_default=True, help="Split of --data.")
 @click.option(
@@ -82,7 +82,29 @@ if TYPE_CHECKING:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Sign the bundle with this Ed25519 private key (PEM).",
 )
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the phantoms.")
+@click.option(
+    "--budget",
+    "budget_minutes",
+    type=click.FloatRange(0.0, min_open=True),
+    default=6.0,
+    show_default=True,
+    metavar="MINUTES",
+    help="For the search of an int8 build; one that is interrupted goes on where it was.",
+)
+@click.option(
+    "--repeat-builds",
+    type=click.IntRange(1, 20),
+    default=1,
+    show_default=True,
+    help="Build the engines this often, and report how their masks and times differ.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Of the phantoms and of the int8 search.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def build(context: click.Context, /, as_json: bool, **chosen: Any) -> None:

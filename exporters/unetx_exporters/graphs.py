@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
+    from unetx_exporters.quantize.stage import QuantizedGraph
     from unetx_opt.models.unet import UNet
 
-__all__ = ["GraphRequest", "GraphSet", "make_graphs"]
+__all__ = ["GraphRequest", "GraphSet", "choose_kept", "make_graphs", "parity_inputs"]
 
 # Phantoms on which the float16 layers are chosen; their seeds lie apart from those of every gate.
 _PROBE_COUNT: Final = 2
@@ -74,6 +76,10 @@ class GraphSet:
         What was asked for, what was kept in float32 and why.
     operations : Operations
         Of the float32 graph, beside those of a plain U-Net of equal width.
+    junctions : tuple of str
+        Tensors of every graph where a skip connection joins, in the order of computation.
+    quantized : mapping of str to QuantizedGraph
+        Quantization scheme -> graph with Q/DQ pairs; empty unless int8 was asked for.
     """
 
     fp32: Path
@@ -82,6 +88,15 @@ class GraphSet:
     layer_types: Mapping[str, str]
     precision: PrecisionRecord
     operations: Operations
+    junctions: tuple[str, ...]
+    quantized: Mapping[str, QuantizedGraph] = field(default_factory=lambda: MappingProxyType({}))
+
+    def of_scheme(self, scheme: str | None) -> tuple[Path, Mapping[str, str]]:
+        """Typed graph and its layers' types for targets of a quantization scheme; None is for all of them."""
+        if scheme is None or scheme not in self.quantized:
+            return self.typed, self.layer_types
+        found = self.quantized[scheme]
+        return found.path, found.asked_types
 
 
 def make_graphs(model: UNet, request: GraphRequest) -> GraphSet:
@@ -104,13 +119,13 @@ def make_graphs(model: UNet, request: GraphRequest) -> GraphSet:
     from unetx_exporters.onnx.verify import junction_parity, require_parity, unmarked_parity
 
     traced = trace_onnx(model, request.contract.height, request.contract.width)
-    inputs = _parity_inputs(request)
+    inputs = parity_inputs(request)
     require_parity(junction_parity(model, traced.model, inputs, traced.junctions), "the ONNX graph")
     require_parity([unmarked_parity(traced.model, inputs, traced.junctions)], "the ONNX graph without marks")
     typed = stored = traced.model
     kept: tuple[KeptLayer, ...] = ()
     if request.precision is Precision.FP16:
-        kept = _choose_kept(traced.model, request)
+        kept = choose_kept(traced.model, request)
         names = [layer.name for layer in kept]
         typed = convert_fp16(traced.model, names)
         stored = store_fp16(traced.model, names)
@@ -124,10 +139,12 @@ def make_graphs(model: UNet, request: GraphRequest) -> GraphSet:
             requested=request.precision, kept_fp32=kept, dtype_counts=dict(Counter(types.values()))
         ),
         operations=_count_operations(traced.model, model.spec, request.contract),
+        junctions=traced.junctions,
     )
 
 
-def _parity_inputs(request: GraphRequest) -> Sequence[NDArray[np.float32]]:
+def parity_inputs(request: GraphRequest) -> Sequence[NDArray[np.float32]]:
+    """Make what graphs and engines are compared on: a batch of noise, and images (1, C, H, W)."""
     contract = request.contract
     generator = np.random.Generator(np.random.PCG64(request.seed))
     low, high = contract.value_range
@@ -139,7 +156,8 @@ def _parity_inputs(request: GraphRequest) -> Sequence[NDArray[np.float32]]:
     return [noise.astype(np.float32), *prepared]
 
 
-def _choose_kept(graph: onnx.ModelProto, request: GraphRequest) -> tuple[KeptLayer, ...]:
+def choose_kept(graph: onnx.ModelProto, request: GraphRequest) -> tuple[KeptLayer, ...]:
+    """Choose the layers that float16 cannot hold, on phantoms that no gate uses."""
     from unetx_exporters.onnx.precision import HalfLimits, choose_fp32_nodes
 
     probes = phantom_gate_images(_PROBE_COUNT, request.contract.height, _PROBE_SEED)

@@ -13,9 +13,11 @@ from unetx_opt.specs import InputContract, Precision
 if TYPE_CHECKING:
     from unetx_opt.bundle.sign import Signer
 
-__all__ = ["DEFAULT_SIZE_PX", "BuildOptions"]
+__all__ = ["DEFAULT_SIZE_PX", "MOST_BUILDS", "BuildOptions"]
 
 DEFAULT_SIZE_PX: Final = 512
+#: Every build of an engine is kept until they have been compared.
+MOST_BUILDS: Final = 20
 #: What names of `BuildOptions.target_options` begin with: the builder that reads and checks them.
 OPTION_PREFIXES: Final = ("tensorrt_",)
 
@@ -57,7 +59,11 @@ class BuildOptions:
     command : tuple of str
         The command line; the manifest holds it with every path cut to its file name.
     seed : int
-        Of the phantoms and of the random inputs of the parity check.
+        Of the phantoms, of the random inputs of the parity check and of the int8 search.
+    budget_minutes : float
+        For the int8 search.
+    repeat_builds : int
+        How often the engines are built from the same graphs; beyond 1 the evidence says how they differ.
     signer : Signer or None
         Signs the bundle.
     """
@@ -79,10 +85,14 @@ class BuildOptions:
     command: tuple[str, ...] = ()
     seed: int = 0
     signer: Signer | None = None
+    budget_minutes: float = 6.0
+    repeat_builds: int = 1
 
     def __post_init__(self) -> None:
-        if self.precision is Precision.INT8:
-            raise SpecError("precision int8 is not part of this version: choose fp32 or fp16")
+        if not self.budget_minutes > 0.0:
+            raise SpecError(f"the budget is {self.budget_minutes} minutes, expected more than 0")
+        if not 1 <= self.repeat_builds <= MOST_BUILDS:
+            raise SpecError(f"{self.repeat_builds} builds were asked for, expected 1 to {MOST_BUILDS}")
         if self.size_px is not None:
             InputContract(height=self.size_px, width=self.size_px)
         foreign = [name for name in self.target_options if not name.startswith(OPTION_PREFIXES)]

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import Final
 
-from unetx_exporters.assembly import Findings, assemble_manifest, label_names
-from unetx_exporters.evaluation import BuiltEngine, Evaluation, GateSetup, evaluate_engines, name_engines
+from unetx_exporters.assembly import Findings, assemble_manifest
+from unetx_exporters.attempt import EVIDENCE, GATE_PAGE, Attempt, GateFailureError
 from unetx_exporters.gate_images import GateImages, folder_gate_images, phantom_gate_images
 from unetx_exporters.graphs import GraphRequest, GraphSet, make_graphs
 from unetx_exporters.options import DEFAULT_SIZE_PX, BuildOptions
-from unetx_exporters.request import BuildRequest
+from unetx_exporters.quantize.images import CalibrationSet
 from unetx_exporters.result import BuildResult, summarize_build
-from unetx_exporters.targets import TargetRow, choose_targets
+from unetx_exporters.targets import TARGETS, TargetRow, choose_targets
 from unetx_exporters.tensorrt.header import check_capabilities
 from unetx_exporters.tensorrt.options import read_options
 from unetx_opt.bundle.write import staged_bundle, write_bundle
-from unetx_opt.errors import ExportError, GateError, SpecError
+from unetx_opt.errors import GateError, SpecError
 from unetx_opt.imaging.refinement import Refiner, make_refiner
-from unetx_opt.metrics.gates import MINIMUM_IMAGES, explain_failure
+from unetx_opt.metrics.gates import MINIMUM_IMAGES
 from unetx_opt.models.checkpoint import Checkpoint, load_model, read_checkpoint, reference_checkpoint
 from unetx_opt.models.postprocess import read_step
 from unetx_opt.models.variants import get_variant
 from unetx_opt.runtime.host import probe_host
-from unetx_opt.specs import EngineRecord, Host, InputContract, Precision
-
-if TYPE_CHECKING:
-    from unetx_opt.models.unet import UNet
+from unetx_opt.specs import Host, InputContract, Precision
 
 __all__ = ["build_bundle"]
 
@@ -43,14 +40,8 @@ PHANTOM_COUNT = 24
 #: Errors of a logit that float16 may bring, see `GraphRequest`: the next one where the gate fails. The last leaves
 #: hardly a layer in float16; it is relative to the largest logit, which one odd border pixel can make huge.
 _LOGIT_ERRORS = (0.03, 0.01, 0.001, 1e-5)
-_CARD_NAME = "model-card.md"
-_EVIDENCE = "evidence"
-_PICTURES = 4
-_GATE_PAGE = f"{_EVIDENCE}/gate.html"
-
-
-class _GateFailureError(GateError):
-    """An engine fails the gate: other than a gate that cannot be decided, this may be mended by wider layers."""
+#: How often an int8 layer is raised because an engine fails the gate that its graph has passed.
+_MOST_RAISES: Final = 8
 
 
 def _no_report(stage: str, done: int, total: int) -> None:
@@ -85,139 +76,120 @@ def build_bundle(options: BuildOptions, report: Progress = _no_report) -> BuildR
     check_capabilities(options.compute_capabilities)
     checkpoint = _read(options)
     host = probe_host()
-    targets, skipped = choose_targets(options.targets, host)
+    targets, skipped = _choose_targets(options, host)
     size_px = _choose_size(options, checkpoint)
     contract = InputContract(height=size_px, width=size_px, channels=checkpoint.spec.in_channels)
-    _bind_step(checkpoint, contract)  # what it lacks is said before minutes of work
+    refiner = _bind_step(checkpoint, contract)  # what it lacks is said before minutes of work
     images = _gate_images(options, size_px)
+    calibration = _calibration(options, size_px, images)
     with staged_bundle(options.output, archive=options.archive, overwrite=options.overwrite) as directory:
         with tempfile.TemporaryDirectory(prefix="unetx-build-") as scratch:
-            build = _Build(options, checkpoint, contract, host, directory, report)
-            findings = build.run(Path(scratch), targets, images, skipped)
+            attempt = Attempt(options, checkpoint, contract, host, directory, refiner, report)
+            findings = _ROUTES[options.precision](_Task(attempt, Path(scratch), targets, images, calibration))
+        findings = dataclasses.replace(findings, skipped=skipped, calibration=calibration)
         report("manifest", 0, 1)
         write_bundle(directory, assemble_manifest(options, checkpoint, contract, host, findings), options.signer)
-    page = None if images is None else _GATE_PAGE
+    _discard_search(options)
+    page = None if images is None else GATE_PAGE
     return summarize_build(options, size_px, findings, page, time.monotonic() - started)
 
 
 @dataclass(frozen=True, slots=True)
-class _Build:
-    options: BuildOptions
-    checkpoint: Checkpoint
-    contract: InputContract
-    host: Host
-    directory: Path
-    report: Progress
+class _Task:
+    """What a route needs: how an attempt is made, and with what."""
 
-    def run(
-        self,
-        scratch: Path,
-        targets: Sequence[TargetRow],
-        images: GateImages | None,
-        skipped: Mapping[str, str],
-    ) -> Findings:
-        """Build with ever more layers in float32, until the gate passes or there is nothing left to raise."""
-        limits = _LOGIT_ERRORS if self.options.precision is Precision.FP16 else _LOGIT_ERRORS[:1]
-        tried: list[GraphSet] = []
-        failure: _GateFailureError | None = None
-        for logit_error in limits:
-            self.report("export", 0, 1)
-            model = load_model(self.checkpoint)
-            graphs = make_graphs(
-                model,
-                GraphRequest(self.options.precision, self.contract, scratch, images, self.options.seed, logit_error),
-            )
-            if any(graphs.layer_types == earlier.layer_types for earlier in tried):
-                continue
-            tried.append(graphs)
-            try:
-                return self._run_gate(model, graphs, targets, images, skipped)
-            except _GateFailureError as error:
-                failure = error
-                shutil.rmtree(self.directory / "engines")
-        assert failure is not None  # noqa: S101 - the first limit is always tried
-        raise failure
+    attempt: Attempt
+    scratch: Path
+    targets: Sequence[TargetRow]
+    images: GateImages | None
+    calibration: CalibrationSet | None
 
-    def _run_gate(
-        self,
-        model: UNet,
-        graphs: GraphSet,
-        targets: Sequence[TargetRow],
-        images: GateImages | None,
-        skipped: Mapping[str, str],
-    ) -> Findings:
-        engines = self._build_engines(targets, graphs)
-        card = self._copy_card()
-        if images is None:
-            return Findings(graphs, engines, skipped=skipped, model_card=card)
-        setup = GateSetup(
-            name=self.options.gate_name,
-            class_names=label_names(self.checkpoint)[1:],
-            directory=self.directory,
-            report=self.report,
-            worst_cases=_PICTURES if self.options.pictures else 0,
-            refiner=_bind_step(self.checkpoint, self.contract),
-        )
-        evaluation = evaluate_engines(engines, model, images, self.contract, setup)
-        kept = _keep_passing(engines, evaluation)
-        self._write_evidence(evaluation, engines, kept, images)
-        return Findings(graphs, kept, evaluation.decisions, evaluation.measurement, images, skipped, card)
+    def graph_request(self, logit_error: float = _LOGIT_ERRORS[0]) -> GraphRequest:
+        options = self.attempt.options
+        contract = self.attempt.contract
+        return GraphRequest(options.precision, contract, self.scratch, self.images, options.seed, logit_error)
 
-    def _build_engines(self, targets: Sequence[TargetRow], graphs: GraphSet) -> tuple[BuiltEngine, ...]:
-        request = BuildRequest(
-            graph_fp32=graphs.fp32,
-            graph=graphs.typed,
-            graph_stored=graphs.stored,
-            precision=self.options.precision,
-            directory=self.directory,
-            layer_types=graphs.layer_types,
-            compute_capabilities=self.options.compute_capabilities,
-            options=self.options.target_options,
-        )
-        records: list[EngineRecord] = []
-        for index, row in enumerate(targets):
-            self.report(row.name, index, len(targets))
-            records.extend(row.build(request))
-        return name_engines(records, graphs.typed, self.host)
 
-    def _copy_card(self) -> str | None:
-        if self.options.checkpoint is not None:
-            return None
-        card = reference_checkpoint(self.options.variant).with_suffix(".md")
-        if not card.is_file():
-            return None
-        shutil.copyfile(card, self.directory / _CARD_NAME)
-        return _CARD_NAME
+def _build_fp32(task: _Task) -> Findings:
+    task.attempt.report("export", 0, 1)
+    model = load_model(task.attempt.checkpoint)
+    return task.attempt.run(model, make_graphs(model, task.graph_request()), task.targets, task.images)
 
-    def _write_evidence(
-        self,
-        evaluation: Evaluation,
-        engines: Sequence[BuiltEngine],
-        kept: Sequence[BuiltEngine],
-        images: GateImages,
-    ) -> None:
-        from unetx_exporters.gate_evidence import collect_evidence
-        from unetx_exporters.gate_report import write_gate_report
 
-        notes = {
-            engine.name: f"Its typed graph ran in its place, under ONNX Runtime on the CPU: {engine.why_graph}."
-            for engine in engines
-            if engine.why_graph is not None
-        }
-        reference = (
-            f"PyTorch FP32, variant {self.options.variant}, checkpoint {self.checkpoint.sha256[:16]}, "
-            f"{self.contract.height} x {self.contract.width} px"
-        )
-        evidence = collect_evidence(
-            evaluation.measurement,
-            evaluation.decisions,
-            images,
-            reference,
-            notes,
-            left_out=[engine.name for engine in engines if engine not in kept],
-        )
-        evidence = dataclasses.replace(evidence, pictures=self.options.pictures)
-        write_gate_report(self.directory / _EVIDENCE, evidence)
+def _build_fp16(task: _Task) -> Findings:
+    """Build with ever more layers in float32, until the gate passes or there is nothing left to raise."""
+    tried: list[GraphSet] = []
+    failure: GateFailureError | None = None
+    for logit_error in _LOGIT_ERRORS:
+        task.attempt.report("export", 0, 1)
+        model = load_model(task.attempt.checkpoint)
+        graphs = make_graphs(model, task.graph_request(logit_error))
+        if any(graphs.layer_types == earlier.layer_types for earlier in tried):
+            continue
+        tried.append(graphs)
+        try:
+            return task.attempt.run(model, graphs, task.targets, task.images)
+        except GateFailureError as error:
+            failure = error
+    assert failure is not None  # noqa: S101 - the first limit is always tried
+    raise failure
+
+
+def _build_int8(task: _Task) -> Findings:
+    """Search each scheme's graph, and raise layers further where an engine fails what its graph has passed."""
+    from unetx_exporters import int8
+
+    attempt = task.attempt
+    attempt.report("export", 0, 1)
+    assert task.calibration is not None  # noqa: S101 - chosen for this precision
+    model = load_model(attempt.checkpoint)
+    graphs = make_graphs(model, task.graph_request())
+    request = int8.quantize_request(attempt.options, task.graph_request(), graphs, task.calibration, task.targets)
+    drift = int8.drift_options(attempt.checkpoint, attempt.refiner)
+    request = dataclasses.replace(request, gate=int8.gate_task(attempt.options, model, task.images, drift))
+    quantization = int8.open_quantization(graphs, request, task.graph_request(), attempt.report)
+    found = quantization.graphs()
+    for raises in range(_MOST_RAISES + 1):
+        try:
+            findings = attempt.run(model, int8.with_quantized(graphs, found), task.targets, task.images)
+            break
+        except GateFailureError as error:
+            schemes = {TARGETS[name].scheme for name in error.targets}
+            wider = {name: quantization.widen(found[name]) for name in found if name in schemes}
+            if raises == _MOST_RAISES or any(graph is None for graph in wider.values()):
+                raise
+            found |= {name: graph for name, graph in wider.items() if graph is not None}
+    int8.write_search_evidence(attempt.directory / EVIDENCE, found, task.calibration)
+    return dataclasses.replace(findings, notes=(*task.calibration.notes, *quantization.warnings))
+
+
+#: Precision -> how its graphs and engines are made.
+_ROUTES: Final[Mapping[Precision, Callable[[_Task], Findings]]] = MappingProxyType(
+    {Precision.FP32: _build_fp32, Precision.FP16: _build_fp16, Precision.INT8: _build_int8}
+)
+
+
+def _choose_targets(options: BuildOptions, host: Host) -> tuple[tuple[TargetRow, ...], Mapping[str, str]]:
+    targets, skipped = choose_targets(options.targets, host)
+    if options.precision is not Precision.INT8 or options.targets:
+        return targets, skipped  # what was asked for by name says itself why it cannot be built
+    without = {row.name: "it has no 8-bit convolution" for row in targets if row.scheme is None}
+    return tuple(row for row in targets if row.name not in without), {**skipped, **without}
+
+
+def _calibration(options: BuildOptions, size_px: int, images: GateImages | None) -> CalibrationSet | None:
+    if options.precision is not Precision.INT8:
+        return None
+    from unetx_exporters.int8 import choose_calibration
+
+    return choose_calibration(options, size_px, images)
+
+
+def _discard_search(options: BuildOptions) -> None:
+    if options.precision is Precision.INT8:
+        from unetx_exporters.quantize.state import SearchState, search_folder
+
+        SearchState.discard(search_folder(options.output))
 
 
 def _read(options: BuildOptions) -> Checkpoint:
@@ -252,24 +224,3 @@ def _gate_images(options: BuildOptions, size_px: int) -> GateImages | None:
             f"{MINIMUM_IMAGES}: add {MINIMUM_IMAGES - len(images)} more, or leave --data out to use phantoms"
         )
     return images
-
-
-def _keep_passing(engines: Sequence[BuiltEngine], evaluation: Evaluation) -> tuple[BuiltEngine, ...]:
-    """Of each target keep what passes, the fastest first; a target of which nothing passes fails the build."""
-    kept: list[BuiltEngine] = []
-    for target in dict.fromkeys(engine.record.target for engine in engines):
-        alternatives = [engine for engine in engines if engine.record.target == target]
-        passing = [engine for engine in alternatives if evaluation.decisions[engine.name].passed]
-        # Engines for different devices stand beside each other and must all pass; settings are a choice.
-        devices = {engine.record.compute_capabilities for engine in alternatives}
-        if devices - {engine.record.compute_capabilities for engine in passing}:
-            reasons = [
-                f"{engine.name}: {explain_failure(evaluation.decisions[engine.name])}"
-                for engine in alternatives
-                if not evaluation.decisions[engine.name].passed
-            ]
-            raise _GateFailureError("; ".join(reasons) + ": keep a wider precision, or choose another gate")
-        kept.extend(sorted(passing, key=lambda engine: evaluation.measurement.median_call_ms(engine.name)))
-    if not kept:
-        raise ExportError("no engine was built")
-    return tuple(kept)

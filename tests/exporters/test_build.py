@@ -295,11 +295,6 @@ def test_a_setting_of_no_builder_is_refused(tiny_checkpoint: Path, tmp_path: Pat
         options_for(tiny_checkpoint, tmp_path / "x", target_options={"batch": 1})
 
 
-def test_int8_says_that_it_is_not_there_yet(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="int8 is not part of this version"):
-        options_for(tiny_checkpoint, tmp_path / "x", precision=Precision.INT8)
-
-
 def test_an_existing_output_is_kept_unless_it_is_to_be_replaced(tiny_checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "x"
     output.mkdir()

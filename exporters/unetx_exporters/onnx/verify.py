@@ -119,6 +119,8 @@ class GraphRunner(Closing):
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or _usable_cores()
         options.log_severity_level = 3
+        # Waiting threads would otherwise spin on cores that other work needs.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.enable_mem_pattern = options.enable_cpu_mem_arena = keep_memory
         if not keep_memory:  # the default order runs wide before it runs deep
             options.execution_order = ort.ExecutionOrder.PRIORITY_BASED

@@ -9,7 +9,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from unetx_exporters.onnx.graph import infer_types
-from unetx_exporters.onnx.operators import WEIGHTED
+from unetx_exporters.onnx.operators import EXACT
+from unetx_exporters.quantize.schemes import get_form
+from unetx_exporters.quantize.tensors import Flow
 from unetx_opt.errors import ExportError, SpecError
 
 if TYPE_CHECKING:
@@ -104,12 +106,19 @@ class LayerGroup:
         Of one image.
     elements : int
         Activations read and written for one image.
+    types : tuple of str
+        What they may compute in, the cheapest first.
+    followers : tuple of str
+        Nodes that hand the layers' values on unchanged: in float32 they follow the layers, so that a value that
+        float16 cannot hold does not overflow behind them.
     """
 
     name: str
     layers: tuple[str, ...]
     operations: int
     elements: int
+    types: tuple[str, ...]
+    followers: tuple[str, ...] = ()
 
     def seconds(self, scheme: Scheme, dtype: str) -> float:
         """Nominal duration in one type: arithmetic and traffic, one after the other."""
@@ -130,9 +139,14 @@ class Plan:
     types: tuple[str, ...]
 
     @classmethod
-    def uniform(cls, groups: Sequence[LayerGroup], dtype: str) -> Plan:
-        """Give every group the same type."""
-        return cls((dtype,) * len(groups))
+    def narrowest(cls, groups: Sequence[LayerGroup]) -> Plan:
+        """Give every group its cheapest type."""
+        return cls(tuple(group.types[0] for group in groups))
+
+    @classmethod
+    def widest(cls, groups: Sequence[LayerGroup]) -> Plan:
+        """Give every group its dearest type."""
+        return cls(tuple(group.types[-1] for group in groups))
 
     @property
     def key(self) -> str:
@@ -144,8 +158,13 @@ class Plan:
         return dataclasses.replace(self, types=(*self.types[:index], dtype, *self.types[index + 1 :]))
 
     def layer_types(self, groups: Sequence[LayerGroup]) -> dict[str, str]:
-        """Layer name to type."""
-        return {layer: dtype for group, dtype in zip(groups, self.types, strict=True) for layer in group.layers}
+        """Node name to type."""
+        found: dict[str, str] = {}
+        for group, dtype in zip(groups, self.types, strict=True):
+            found |= dict.fromkeys(group.layers, dtype)
+            if dtype == "float32":
+                found |= dict.fromkeys(group.followers, dtype)
+        return found
 
     def int8_share(self, groups: Sequence[LayerGroup]) -> float:
         """Share of the groups' operations that compute in int8, 0 to 1."""
@@ -154,18 +173,20 @@ class Plan:
         return narrow / total if total else 0.0
 
 
-def list_groups(model: onnx.ModelProto) -> tuple[LayerGroup, ...]:
+def list_groups(model: onnx.ModelProto, scheme: Scheme) -> tuple[LayerGroup, ...]:
     """List the groups of a float32 graph.
 
     Parameters
     ----------
     model : onnx.ModelProto
         Traced graph; its batch may be dynamic, its size not.
+    scheme : Scheme
+        Types that there are.
 
     Returns
     -------
     tuple of LayerGroup
-        In the order of the graph.
+        In the order of the graph; those without integer arithmetic in this scheme begin at its next type.
 
     Raises
     ------
@@ -174,14 +195,14 @@ def list_groups(model: onnx.ModelProto) -> tuple[LayerGroup, ...]:
     """
     from unetx_exporters.onnx.operations import count_operations
 
-    typed = infer_types(model)
-    operations = count_operations(typed).by_layer
-    elements = _elements(typed)
-    stored = {tensor.name for tensor in typed.graph.initializer}
-    by_input: dict[str, list[onnx.NodeProto]] = {}
-    for node in typed.graph.node:
-        if node.op_type in WEIGHTED and len(node.input) > 1 and node.input[1] in stored:
-            by_input.setdefault(node.input[0], []).append(node)
+    flow = Flow(model)
+    operations = count_operations(model).by_layer
+    elements = _elements(infer_types(model))
+    integer = get_form(scheme.name).layers
+    by_input: dict[tuple[str, bool], list[onnx.NodeProto]] = {}
+    for node in flow.nodes.values():
+        if flow.is_layer(node):
+            by_input.setdefault((node.input[0], node.op_type in integer), []).append(node)
     if not by_input:
         raise ExportError("the graph has no layer with weights, so there is nothing to compute in int8")
     return tuple(
@@ -190,14 +211,28 @@ def list_groups(model: onnx.ModelProto) -> tuple[LayerGroup, ...]:
             layers=tuple(node.name for node in nodes),
             operations=sum(operations.get(node.name, 0) for node in nodes),
             elements=sum(elements[node.input[0]] + elements[node.output[0]] for node in nodes),
+            types=scheme.types if in_integers else scheme.types[1:],
+            followers=_followers(flow, nodes) if "float16" in scheme.types else (),
         )
-        for nodes in by_input.values()
+        for (_, in_integers), nodes in by_input.items()
     )
 
 
 def plan_cost(plan: Plan, groups: Sequence[LayerGroup], scheme: Scheme) -> float:
     """Nominal seconds of all groups under a plan; it ranks plans, see `SCHEMES`."""
     return sum(group.seconds(scheme, dtype) for group, dtype in zip(groups, plan.types, strict=True))
+
+
+def _followers(flow: Flow, nodes: Sequence[onnx.NodeProto]) -> tuple[str, ...]:
+    """Nodes behind layers that compute nothing new."""
+    found: dict[str, None] = {}
+    tensors = [name for node in nodes for name in node.output]
+    while tensors:
+        for node in flow.read_by.get(tensors.pop(), ()):
+            if node.op_type in EXACT and node.name not in found:
+                found[node.name] = None
+                tensors.extend(node.output)
+    return tuple(found)
 
 
 def _elements(model: onnx.ModelProto) -> dict[str, int]:

@@ -55,7 +55,7 @@ class ParetoPoint:
     best: bool
 
 
-def choose_plans(result: SearchResult, groups: Sequence[LayerGroup], scheme: Scheme) -> dict[str, Plan]:
+def choose_plans(result: SearchResult, groups: Sequence[LayerGroup]) -> dict[str, Plan]:
     """Choose the plans to draw: all narrow, the one found, all wide, and some of the way between.
 
     Parameters
@@ -64,17 +64,17 @@ def choose_plans(result: SearchResult, groups: Sequence[LayerGroup], scheme: Sch
         A finished search.
     groups : sequence of LayerGroup
         Its groups.
-    scheme : Scheme
-        Its types.
 
     Returns
     -------
     mapping of str to Plan
         Name to plan, at most seven, none twice.
     """
-    chosen = {"chosen": result.plan}
-    for dtype in scheme.types:
-        chosen[f"every layer in {dtype}"] = Plan.uniform(groups, dtype)
+    chosen = {
+        "chosen": result.plan,
+        "every layer in its narrowest type": Plan.narrowest(groups),
+        "every layer in its widest type": Plan.widest(groups),
+    }
     between = [step for step in result.steps if step.plan not in chosen.values()]
     room = _MOST_PLANS - len(set(chosen.values()))
     if between and room > 0:

@@ -169,15 +169,14 @@ def search_plan(problem: SearchProblem, options: SearchOptions = SearchOptions()
         budget ends the search.
     """
     course = _Course(problem, options)
-    types = problem.scheme.types
     rows = measure_alone(
-        problem.groups, types, problem.judge, lambda done, total: options.report("sensitivity", done, total)
+        problem.groups, problem.judge, lambda done, total: options.report("sensitivity", done, total)
     )
-    plan = Plan.uniform(problem.groups, types[0])
+    plan = Plan.narrowest(problem.groups)
     finished = True
-    if not course.ask(f"every layer in {types[0]}", plan):
+    if not course.ask("every layer in its narrowest type", plan):
         rows = measure_relief(
-            problem.groups, types, problem.judge, rows, lambda done, total: options.report("relief", done, total)
+            problem.groups, problem.judge, rows, lambda done, total: options.report("relief", done, total)
         )
         plan, passed, finished = _raise(course, plan, rows)
         if not passed:
@@ -203,20 +202,21 @@ def _raise(course: _Course, plan: Plan, rows: Sequence[Sensitivity]) -> tuple[Pl
 
 def _raises(problem: SearchProblem, rows: Sequence[Sensitivity]) -> Iterator[tuple[int, str]]:
     """Every raise: each group to the first type that helps it, in a second round to the widest."""
-    types = problem.scheme.types
     order = rank_groups(rows)
     first = {}
     for index in order:
-        first[index] = _first_helpful(problem, index, rows[index])
-        yield index, first[index]
-    for index in order:
-        if first[index] != types[-1]:
-            yield index, types[-1]
+        if len(problem.groups[index].types) > 1:
+            first[index] = _first_helpful(problem, index, rows[index])
+            yield index, first[index]
+    for index, dtype in first.items():
+        widest = problem.groups[index].types[-1]
+        if dtype != widest:
+            yield index, widest
 
 
 def _first_helpful(problem: SearchProblem, index: int, row: Sensitivity) -> str:
-    types = problem.scheme.types
-    widest = Plan.uniform(problem.groups, types[-1])
+    types = problem.groups[index].types
+    widest = Plan.widest(problem.groups)
     for dtype in types[1:-1]:
         loss = problem.judge.proxy(widest.changed(index, dtype))
         if loss.severity[0] <= _HELPS * row.alone.severity[0] and loss.logits <= row.alone.logits:
@@ -243,7 +243,7 @@ def _lower_moves(problem: SearchProblem, plan: Plan) -> list[tuple[int, str]]:
     """Every group with every cheaper type, what saves most first."""
     found = []
     for index, current in enumerate(plan.types):
-        for dtype in problem.scheme.types:
+        for dtype in problem.groups[index].types:
             cost = problem.cost(plan.changed(index, dtype))
             if dtype != current and cost < problem.cost(plan):
                 found.append((cost, index, dtype))
@@ -253,16 +253,16 @@ def _lower_moves(problem: SearchProblem, plan: Plan) -> list[tuple[int, str]]:
 def _exchange(course: _Course, plan: Plan) -> tuple[Plan, bool]:
     """Lower one group and raise a cheaper one in its place, in an order that the seed decides."""
     problem, options = course.problem, course.options
-    types = problem.scheme.types
-    raised = [index for index, dtype in enumerate(plan.types) if dtype != types[0]]
-    narrow = [index for index, dtype in enumerate(plan.types) if dtype == types[0]]
+    narrowest = Plan.narrowest(problem.groups).types
+    raised = [index for index, dtype in enumerate(plan.types) if dtype != narrowest[index]]
+    narrow = [index for index, dtype in enumerate(plan.types) if dtype == narrowest[index]]
     pairs = list(itertools.product(raised, narrow))
     random.Random(options.seed).shuffle(pairs)  # noqa: S311 - an order, no secret
     tried = 0
     for down, up in pairs:
-        if plan.types[down] == types[0] or plan.types[up] != types[0]:
+        if plan.types[down] == narrowest[down] or plan.types[up] != narrowest[up]:
             continue  # an exchange that was taken has changed one of them
-        candidate = plan.changed(up, plan.types[down]).changed(down, types[0])
+        candidate = plan.changed(up, plan.types[down]).changed(down, narrowest[down])
         if problem.cost(candidate) >= problem.cost(plan) or not course.fits(candidate):
             continue
         if options.expired():

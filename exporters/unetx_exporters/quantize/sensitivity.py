@@ -92,7 +92,6 @@ class Sensitivity:
 
 def measure_alone(
     groups: Sequence[LayerGroup],
-    types: Sequence[str],
     judge: Judge,
     report: Callable[[int, int], None],
 ) -> tuple[Sensitivity, ...]:
@@ -102,25 +101,22 @@ def measure_alone(
     ----------
     groups : sequence of LayerGroup
         In the order of the graph.
-    types : sequence of str
-        The narrowest first, the widest last.
     judge : Judge
         Runs plans.
     report : callable
         Progress: done, total.
     """
-    widest = Plan.uniform(groups, types[-1])
+    widest = Plan.widest(groups)
     found = []
     for index, group in enumerate(groups):
         report(index, len(groups))
-        loss = judge.proxy(widest.changed(index, types[0]))
-        found.append(Sensitivity(group.name, types[0], loss, severity=loss.severity))
+        loss = judge.proxy(widest.changed(index, group.types[0]))
+        found.append(Sensitivity(group.name, group.types[0], loss, severity=loss.severity))
     return tuple(found)
 
 
 def measure_relief(
     groups: Sequence[LayerGroup],
-    types: Sequence[str],
     judge: Judge,
     alone: Sequence[Sensitivity],
     report: Callable[[int, int], None],
@@ -132,12 +128,12 @@ def measure_relief(
     tuple of Sensitivity
         Those of `alone`, completed.
     """
-    narrowest = Plan.uniform(groups, types[0])
+    narrowest = Plan.narrowest(groups)
     everything = judge.proxy(narrowest).severity
     found = []
     for index, row in enumerate(alone):
         report(index, len(groups))
-        relief = judge.proxy(narrowest.changed(index, types[-1]))
+        relief = judge.proxy(narrowest.changed(index, groups[index].types[-1]))
         gain = (everything[0] - relief.severity[0], everything[1] - relief.severity[1])
         # An infinite loss less an infinite loss says nothing.
         severity = max(row.severity, gain) if gain[0] == gain[0] else row.severity

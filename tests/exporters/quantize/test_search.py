@@ -18,8 +18,9 @@ from unetx_exporters.quantize.state import SearchState, search_folder
 from unetx_opt.errors import SpecError
 
 
-def make_groups(operations: tuple[int, ...]) -> tuple[LayerGroup, ...]:
-    return tuple(LayerGroup(f"g{i}", (f"g{i}",), ops * 10**9, 10**5) for i, ops in enumerate(operations))
+def make_groups(operations: tuple[int, ...], scheme: str = "cpu") -> tuple[LayerGroup, ...]:
+    types = get_scheme(scheme).types
+    return tuple(LayerGroup(f"g{i}", (f"g{i}",), ops * 10**9, 10**5, types) for i, ops in enumerate(operations))
 
 
 class AdditiveJudge:
@@ -53,7 +54,7 @@ LOSSES = st.sampled_from([0.0, 0.001, 0.01, 0.02, 0.05, 0.2, math.inf])
 def networks(draw: st.DrawFn) -> tuple[str, tuple[LayerGroup, ...], list[dict[str, float]], float]:
     scheme = draw(st.sampled_from(sorted(SCHEMES)))
     count = draw(st.integers(1, 5))
-    groups = make_groups(tuple(draw(st.lists(st.integers(1, 9), min_size=count, max_size=count))))
+    groups = make_groups(tuple(draw(st.lists(st.integers(1, 9), min_size=count, max_size=count))), scheme)
     losses = []
     for _ in range(count):
         narrow = draw(LOSSES)
@@ -86,8 +87,8 @@ def test_the_cost_is_near_that_of_the_best_of_all_plans(
     result = search(judge, groups, name)
     plans = [Plan(types) for types in itertools.product(scheme.types, repeat=len(groups))]
     best = min(plan_cost(plan, groups, scheme) for plan in plans if judge.total(plan) <= limit)
-    widest = plan_cost(Plan.uniform(groups, scheme.types[-1]), groups, scheme)
-    narrowest = plan_cost(Plan.uniform(groups, scheme.types[0]), groups, scheme)
+    widest = plan_cost(Plan.widest(groups), groups, scheme)
+    narrowest = plan_cost(Plan.narrowest(groups), groups, scheme)
     assert best <= plan_cost(result.plan, groups, scheme) * (1 + 1e-12)
     # A local optimum: a bound on how much of the possible saving it may give away.
     assert plan_cost(result.plan, groups, scheme) - best <= 0.5 * (widest - narrowest) + 1e-15
@@ -103,7 +104,7 @@ def test_only_the_sensitive_layer_is_raised() -> None:
 def test_a_layer_that_float16_does_not_help_goes_to_float32_at_once() -> None:
     losses = [{"int8": math.inf, "float16": math.inf, "float32": 0.0}, {"int8": 0.0, "float16": 0.0, "float32": 0.0}]
     judge = AdditiveJudge(losses, 0.01)
-    result = search(judge, make_groups((1, 5)), "tensorrt")
+    result = search(judge, make_groups((1, 5), "tensorrt"), "tensorrt")
     assert result.plan.types == ("float32", "int8")
     assert Plan(("float16", "int8")) not in judge.asked[:2]
 
@@ -200,7 +201,7 @@ def test_an_unknown_scheme_lists_those_there_are() -> None:
 
 def test_groups_are_the_layers_that_read_the_same_tensor(tiny_unet: object) -> None:
     model = tiny_unet()  # type: ignore[operator]
-    groups = list_groups(model)
+    groups = list_groups(model, get_scheme("cpu"))
     assert [group.layers for group in groups] == [("down",), ("bottom",), ("up",), ("merge",), ("head",)]
     down = groups[0]
     assert down.operations == 2 * 9 * 4 * 32 * 32
@@ -212,4 +213,17 @@ def test_groups_are_the_layers_that_read_the_same_tensor(tiny_unet: object) -> N
     twin.name, twin.output[0] = "twin", "twin.out"
     del model.graph.node[:]
     model.graph.node.extend([*nodes[: place + 1], twin, *nodes[place + 1 :]])
-    assert [group.layers for group in list_groups(model)][1] == ("bottom", "twin")
+    assert [group.layers for group in list_groups(model, get_scheme("cpu"))][1] == ("bottom", "twin")
+
+
+def test_layers_without_integer_arithmetic_begin_in_the_next_type_and_overflow_takes_its_followers_along(
+    tiny_unet: object,
+) -> None:
+    groups = list_groups(tiny_unet(), get_scheme("tensorrt"))  # type: ignore[operator]
+    up = next(index for index, group in enumerate(groups) if group.name == "up")
+    assert groups[up].types == ("float16", "float32")
+    plan = Plan.narrowest(groups)
+    assert plan.types[up] == "float16"
+    assert plan.layer_types(groups).keys() == {layer for group in groups for layer in group.layers}
+    wide = plan.changed(0, "float32").layer_types(groups)
+    assert {name for name, dtype in wide.items() if dtype == "float32"} == {"down", "down.relu", "pool", "join"}
