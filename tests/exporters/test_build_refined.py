@@ -145,6 +145,7 @@ def test_evaluate_gives_the_same_masks_for_the_checkpoint_and_the_bundle(
         arguments = [f"--{name}", str(subject), "--data", str(folder), "--save-masks", str(tmp_path / name)]
         assert main(["evaluate", *arguments, "--json"]) == 0
         reports[name] = json.loads(capsys.readouterr().out)
+    assert {report["model"]["postprocess"] for report in reports.values()} == {"dense_crf"}
     assert reports["checkpoint"]["metrics"]["dice"] == reports["bundle"]["metrics"]["dice"]
     for index in range(8):
         first, second = ((tmp_path / name / f"{index}.png").read_bytes() for name in ("checkpoint", "bundle"))

@@ -167,6 +167,7 @@ def _open_bundle(path: Path, request: EvaluationRequest) -> Iterator[_Predictor]
             "target": segmenter.target,
             "compute_dtype": segmenter.compute_dtype,
             "input_px": [segmenter.contract.height, segmenter.contract.width],
+            "postprocess": None if segmenter.refiner is None else segmenter.refiner.name,
         }
         yield _Predictor(segmenter.label_names, facts, lambda image: segmenter.segment(image).labels)
 
@@ -200,6 +201,7 @@ def _open_checkpoint(path: Path, size_px: int | None, threads: int | None) -> It
         "sha256": checkpoint.sha256,
         "variant": checkpoint.variant,
         "input_px": [side, side],
+        "postprocess": None if step is None else step.name,
     }
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
