@@ -97,9 +97,10 @@ def measure_interleaved(
         contender.name: _verify(contender, clock) for contender, clock in zip(contenders, clocks, strict=True)
     }
     watch = Quiet() if monitor is None else monitor
-    generator = np.random.default_rng(options.seed)
+    # Apart from one another: how long the warm-up takes must not change the order of the samples.
+    generator, warming = (np.random.default_rng((options.seed, part)) for part in range(2))
     with _without_collection():
-        warmup = _warm_up(contenders, clocks, generator, options, first_call_ms)
+        warmup = _warm_up(contenders, clocks, warming, options, first_call_ms)
         figures = measure_clock()
         watch.start()
         try:
