@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from unetx_exporters.assembly import Findings, label_names
 from unetx_exporters.evaluation import BuiltEngine, Evaluation, GateSetup, evaluate_engines, name_engines
 from unetx_exporters.gate_images import GateImages
-from unetx_exporters.graphs import GraphSet
+from unetx_exporters.graphs import GraphRequest, GraphSet, break_fusions
+from unetx_exporters.random_watch import watch_images, watch_random
 from unetx_exporters.request import BuildRequest
+from unetx_exporters.sentinel import JunctionRow, SentinelInputs, explain_junction, rows_to_json, watch_engine
 from unetx_exporters.targets import TargetRow
 from unetx_opt.errors import ExportError, GateError
 from unetx_opt.metrics.gates import explain_failure
@@ -69,6 +72,8 @@ class Attempt:
         Step after the network.
     report : callable
         Progress: stage, done, total.
+    random_rows : dict of bool to tuple of JunctionRow
+        What engines with random weights gave, without and with fusions broken: found once, not with each attempt.
     """
 
     options: BuildOptions
@@ -78,6 +83,7 @@ class Attempt:
     directory: Path
     refiner: Refiner | None
     report: Progress
+    random_rows: dict[bool, tuple[JunctionRow, ...]] = field(default_factory=dict)
 
     def run(
         self,
@@ -95,11 +101,10 @@ class Attempt:
         ExportError
             An engine cannot be built, or is not what was asked for.
         """
-        shutil.rmtree(self.directory / "engines", ignore_errors=True)
-        engines = self.build_engines(targets, graphs, self.directory)
+        engines, notes = self._build_watched(model, graphs, targets, images)
         card = self._copy_card()
         if images is None:
-            return Findings(graphs, engines, model_card=card)
+            return Findings(graphs, engines, model_card=card, notes=notes)
         setup = GateSetup(
             name=self.options.gate_name,
             class_names=label_names(self.checkpoint)[1:],
@@ -111,7 +116,9 @@ class Attempt:
         evaluation = evaluate_engines(engines, model, images, self.contract, setup)
         kept = _keep_passing(engines, evaluation)
         self._write_evidence(evaluation, engines, kept, images)
-        return Findings(graphs, kept, evaluation.decisions, evaluation.measurement, images, model_card=card)
+        return Findings(
+            graphs, kept, evaluation.decisions, evaluation.measurement, images, model_card=card, notes=notes
+        )
 
     def build_engines(
         self, targets: Sequence[TargetRow], graphs: GraphSet, directory: Path
@@ -137,6 +144,50 @@ class Attempt:
             # CPU targets lack float16 arithmetic, and take the graph that only stores it.
             sources[row.name] = graphs.stored if self._reads_stored(row) else graph
         return name_engines(records, sources, self.host)
+
+    def _build_watched(
+        self, model: UNet, graphs: GraphSet, targets: Sequence[TargetRow], images: GateImages | None
+    ) -> tuple[tuple[BuiltEngine, ...], tuple[str, ...]]:
+        """Build engines that compute what they should at every junction, if need be with fusions broken there."""
+        engines, rows = self._watch(model, graphs, targets, images)
+        problem = explain_junction(rows)
+        notes: tuple[str, ...] = ()
+        if problem is not None:
+            break_fusions(graphs)
+            engines, rows = self._watch(model, graphs, targets, images, unfused=True)
+            remaining = explain_junction(rows)
+            if remaining is not None:
+                raise ExportError(
+                    f"{problem}; with fusions broken at the junctions, {remaining}: leave the target out, or install "
+                    "another version of its runtime"
+                )
+            notes = (f"Fusions are broken at the skip junctions, because {problem}.",)
+        evidence = self.directory / EVIDENCE
+        evidence.mkdir(exist_ok=True)
+        document = {"schema_version": 1, "rows": rows_to_json(rows)}
+        (evidence / "junctions.json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+        return engines, notes
+
+    def _watch(
+        self,
+        model: UNet,
+        graphs: GraphSet,
+        targets: Sequence[TargetRow],
+        images: GateImages | None,
+        *,
+        unfused: bool = False,
+    ) -> tuple[tuple[BuiltEngine, ...], tuple[JunctionRow, ...]]:
+        shutil.rmtree(self.directory / "engines", ignore_errors=True)
+        engines = self.build_engines(targets, graphs, self.directory)
+        self.report("junctions", 0, 1)
+        request = GraphRequest(self.options.precision, self.contract, graphs.fp32.parent, images, self.options.seed)
+        inputs = SentinelInputs(model, "trained", graphs.junctions, watch_images(request), self.directory)
+        rows = [row for engine in engines for row in watch_engine(engine, inputs)]
+        if images is not None and unfused not in self.random_rows:
+            found = watch_random(self.checkpoint.spec, request, targets, self.build_engines, unfused=unfused)
+            self.random_rows[unfused] = found
+        rows.extend(self.random_rows.get(unfused, ()))
+        return engines, tuple(rows)
 
     def _reads_stored(self, row: TargetRow) -> bool:
         return row.scheme == "cpu" and self.options.precision is not Precision.INT8

@@ -27,7 +27,16 @@ if TYPE_CHECKING:
     from unetx_opt.imaging.refinement import Refiner
     from unetx_opt.models.unet import UNet
 
-__all__ = ["BuiltEngine", "Evaluation", "GateSetup", "evaluate_engines", "name_engines", "torch_reference"]
+__all__ = [
+    "BuiltEngine",
+    "Evaluation",
+    "GateSetup",
+    "evaluate_engines",
+    "name_engines",
+    "open_engine",
+    "open_graph",
+    "torch_reference",
+]
 
 Progress = Callable[[str, int, int], None]
 
@@ -207,11 +216,12 @@ def _open_all(
         name = _runner_name(engine)
         if name not in opened:
             opened.add(name)
-            yield name, _open_graph(engine.graph) if engine.why_graph else _open_engine(engine, directory)
+            yield name, open_graph(engine.graph) if engine.why_graph else open_engine(engine, directory)
 
 
 @contextlib.contextmanager
-def _open_engine(engine: BuiltEngine, directory: Path) -> Iterator[Engine]:
+def open_engine(engine: BuiltEngine, directory: Path) -> Iterator[Engine]:
+    """Open an engine whose files lie under a directory, on the machine that built it."""
     request = OpenRequest(engine.record, lambda name: (directory / name).read_bytes())
     try:
         session = SESSIONS[engine.record.target].open(request)
@@ -222,7 +232,8 @@ def _open_engine(engine: BuiltEngine, directory: Path) -> Iterator[Engine]:
 
 
 @contextlib.contextmanager
-def _open_graph(graph: Path) -> Iterator[Engine]:
+def open_graph(graph: Path) -> Iterator[Engine]:
+    """Run a typed graph under ONNX Runtime on the CPU, rounded as `emulate_fp16` says."""
     from unetx_exporters.onnx.precision import emulate_fp16
     from unetx_exporters.onnx.verify import GraphRunner
 

@@ -16,16 +16,17 @@ from unetx_exporters.gate_images import GateImages, phantom_gate_images
 from unetx_opt.bundle.parts import KeptLayer, Operations, PrecisionRecord
 from unetx_opt.imaging.preprocess import prepare_image
 from unetx_opt.models.variants import variant_spec
+from unetx_opt.optional import require
 from unetx_opt.specs import InputContract, ModelSpec, Precision
 
 if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-    from unetx_exporters.quantize.stage import QuantizedGraph
+    from unetx_exporters.quantize.request import QuantizedGraph
     from unetx_opt.models.unet import UNet
 
-__all__ = ["GraphRequest", "GraphSet", "choose_kept", "make_graphs", "parity_inputs"]
+__all__ = ["GraphRequest", "GraphSet", "break_fusions", "choose_kept", "make_graphs", "parity_inputs"]
 
 # Phantoms on which the float16 layers are chosen; their seeds lie apart from those of every gate.
 _PROBE_COUNT: Final = 2
@@ -91,6 +92,12 @@ class GraphSet:
     junctions: tuple[str, ...]
     quantized: Mapping[str, QuantizedGraph] = field(default_factory=lambda: MappingProxyType({}))
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file once."""
+        quantized = (graph.path for graph in self.quantized.values())
+        return tuple(dict.fromkeys((self.fp32, self.typed, self.stored, *quantized)))
+
     def of_scheme(self, scheme: str | None) -> tuple[Path, Mapping[str, str]]:
         """Typed graph and its layers' types for targets of a quantization scheme; None is for all of them."""
         if scheme is None or scheme not in self.quantized:
@@ -141,6 +148,15 @@ def make_graphs(model: UNet, request: GraphRequest) -> GraphSet:
         operations=_count_operations(traced.model, model.spec, request.contract),
         junctions=traced.junctions,
     )
+
+
+def break_fusions(graphs: GraphSet) -> None:
+    """Rewrite every file of a set so that no engine fuses across a skip junction; see `add_barriers`."""
+    from unetx_exporters.onnx.barriers import add_barriers
+
+    onnx = require("onnx", purpose="rewriting a graph")
+    for path in graphs.files:
+        _write(path, add_barriers(onnx.load(path), graphs.junctions))
 
 
 def parity_inputs(request: GraphRequest) -> Sequence[NDArray[np.float32]]:

@@ -18,7 +18,8 @@ from unetx_exporters.gate_images import GateImages
 from unetx_exporters.graphs import GraphRequest, GraphSet, choose_kept
 from unetx_exporters.quantize.images import CalibrationSet, calibration_set, refuse_shared_images
 from unetx_exporters.quantize.pareto import pareto_svg, pareto_to_json
-from unetx_exporters.quantize.stage import GateTask, Quantization, QuantizedGraph, QuantizeRequest
+from unetx_exporters.quantize.request import GateTask, QuantizedGraph, QuantizeRequest
+from unetx_exporters.quantize.stage import Quantization
 from unetx_exporters.quantize.state import search_folder
 from unetx_exporters.targets import TargetRow
 from unetx_opt.bundle.parts import KeptLayer

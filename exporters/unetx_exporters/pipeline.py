@@ -85,7 +85,8 @@ def build_bundle(options: BuildOptions, report: Progress = _no_report) -> BuildR
     with staged_bundle(options.output, archive=options.archive, overwrite=options.overwrite) as directory:
         with tempfile.TemporaryDirectory(prefix="unetx-build-") as scratch:
             attempt = Attempt(options, checkpoint, contract, host, directory, refiner, report)
-            findings = _ROUTES[options.precision](_Task(attempt, Path(scratch), targets, images, calibration))
+            task = _Task(attempt, Path(scratch), targets, images, calibration)
+            findings = _repeat(task, _ROUTES[options.precision](task))
         findings = dataclasses.replace(findings, skipped=skipped, calibration=calibration)
         report("manifest", 0, 1)
         write_bundle(directory, assemble_manifest(options, checkpoint, contract, host, findings), options.signer)
@@ -160,7 +161,28 @@ def _build_int8(task: _Task) -> Findings:
                 raise
             found |= {name: graph for name, graph in wider.items() if graph is not None}
     int8.write_search_evidence(attempt.directory / EVIDENCE, found, task.calibration)
-    return dataclasses.replace(findings, notes=(*task.calibration.notes, *quantization.warnings))
+    notes = (*findings.notes, *task.calibration.notes, *quantization.warnings)
+    return dataclasses.replace(findings, notes=notes)
+
+
+def _repeat(task: _Task, findings: Findings) -> Findings:
+    """Build the engines again as often as was asked for, and note how they differ."""
+    options, attempt = task.attempt.options, task.attempt
+    if options.repeat_builds == 1:
+        return findings
+    from unetx_exporters.int8 import drift_options
+    from unetx_exporters.repeats import describe_variance, measure_variance, variance_to_json
+
+    size_px = attempt.contract.height
+    rows = measure_variance(
+        lambda directory: attempt.build_engines(task.targets, findings.graphs, directory),
+        [task.scratch / f"build-{number}" for number in range(options.repeat_builds)],
+        task.images or phantom_gate_images(PHANTOM_COUNT, size_px, options.seed),
+        attempt.contract,
+        drift_options(attempt.checkpoint, attempt.refiner),
+    )
+    (attempt.directory / EVIDENCE / "repeats.json").write_text(variance_to_json(rows))
+    return dataclasses.replace(findings, notes=(*findings.notes, describe_variance(rows)))
 
 
 #: Precision -> how its graphs and engines are made.

@@ -17,11 +17,10 @@ from unetx_exporters.quantize.sensitivity import (
     measure_relief,
     rank_groups,
 )
+from unetx_exporters.quantize.share import LEAST_SHARE
 
-__all__ = ["MINIMUM_INT8_SHARE", "SearchOptions", "SearchProblem", "SearchResult", "Step", "search_plan"]
+__all__ = ["SearchOptions", "SearchProblem", "SearchResult", "Step", "search_plan"]
 
-#: Least share of the operations that an int8 build computes in int8; below it the result is no int8 engine.
-MINIMUM_INT8_SHARE: Final = 0.5
 #: A type that takes less than this part off a group's loss does not help it: the next one is tried at once.
 _HELPS: Final = 0.5
 
@@ -47,13 +46,13 @@ class SearchProblem:
     judge : Judge
         Runs plans on images.
     minimum_share : float
-        See `MINIMUM_INT8_SHARE`.
+        Least share of the operations in int8: below it the result is no int8 engine.
     """
 
     groups: tuple[LayerGroup, ...]
     scheme: Scheme
     judge: Judge
-    minimum_share: float = MINIMUM_INT8_SHARE
+    minimum_share: float = LEAST_SHARE
 
     def cost(self, plan: Plan) -> float:
         """Nominal seconds of a plan."""

@@ -8,20 +8,17 @@ import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from unetx_exporters.gate import DriftOptions, Engine
-from unetx_exporters.gate_images import GateImages
-from unetx_exporters.quantize.candidates import LayerGroup, Plan, Scheme, get_scheme, list_groups
-from unetx_exporters.quantize.images import CalibrationSet
-from unetx_exporters.quantize.pareto import ParetoPoint, choose_plans, pareto_points
+from unetx_exporters.gate import Engine
+from unetx_exporters.quantize.candidates import Plan, Scheme, get_scheme, list_groups
+from unetx_exporters.quantize.fold import fold_factors
+from unetx_exporters.quantize.pareto import choose_plans, pareto_points
+from unetx_exporters.quantize.request import GateTask, QuantizedGraph, QuantizeRequest
 from unetx_exporters.quantize.search import (
-    MINIMUM_INT8_SHARE,
     SearchOptions,
     SearchProblem,
     SearchResult,
@@ -33,7 +30,6 @@ from unetx_exporters.quantize.trials import StoredReference, Trials, TrialSetup
 from unetx_opt import __version__
 from unetx_opt.errors import GateError
 from unetx_opt.optional import require
-from unetx_opt.specs import InputContract
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,120 +38,11 @@ if TYPE_CHECKING:
     from unetx_exporters.quantize.calibrate import Calibration
     from unetx_exporters.quantize.ranges import TensorRange
 
-__all__ = ["GateTask", "Quantization", "QuantizeRequest", "QuantizedGraph"]
+__all__ = ["Quantization", "open_quantized"]
 
 _PARETO_ROUNDS: Final = 3
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class GateTask:
-    """What decides a search.
-
-    Attributes
-    ----------
-    name : str
-        Of the gate.
-    images : GateImages
-        It is decided on them.
-    reference : callable
-        The FP32 model.
-    drift : DriftOptions
-        Class names, and how logits become masks.
-    """
-
-    name: str
-    images: GateImages
-    reference: Engine
-    drift: DriftOptions
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizeRequest:
-    """What 8-bit graphs are asked for.
-
-    Attributes
-    ----------
-    graph : pathlib.Path
-        Float32 graph.
-    calibration : CalibrationSet
-        Images for the ranges.
-    contract : InputContract
-        How an image is brought to the graph.
-    schemes : tuple of str
-        Keys of `SCHEMES`: what the targets of the build need.
-    directory : pathlib.Path
-        Where graphs are written.
-    gate : GateTask or None
-        None searches nothing: every layer is int8.
-    state : pathlib.Path or None
-        Folder that keeps what was measured, for a search that is started again.
-    base_types : mapping of str to str
-        Nodes that have a type whatever the search does: what float16 cannot hold.
-    budget_s : float
-        Seconds for the searches of all schemes together.
-    seed : int
-        Of the search.
-    """
-
-    graph: Path
-    calibration: CalibrationSet
-    contract: InputContract
-    schemes: tuple[str, ...]
-    directory: Path
-    gate: GateTask | None = None
-    state: Path | None = None
-    base_types: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    budget_s: float = 360.0
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizedGraph:
-    """One scheme's graph.
-
-    Attributes
-    ----------
-    scheme : str
-        A key of `SCHEMES`.
-    path : pathlib.Path
-        ONNX file.
-    plan : Plan
-        Types of the groups.
-    groups : tuple of LayerGroup
-        Whose types it gives.
-    result : SearchResult or None
-        How the plan was found; None without a gate.
-    points : tuple of ParetoPoint
-        Drift and time of some plans; empty without a gate.
-    """
-
-    scheme: str
-    path: Path
-    plan: Plan
-    groups: tuple[LayerGroup, ...]
-    result: SearchResult | None = None
-    points: tuple[ParetoPoint, ...] = ()
-
-    @property
-    def asked_types(self) -> dict[str, str]:
-        """Layer with weights -> type asked for it."""
-        layers = {layer for group in self.groups for layer in group.layers}
-        return {name: dtype for name, dtype in self.plan.layer_types(self.groups).items() if name in layers}
-
-    def kept(self) -> dict[str, str]:
-        """Layer that is not int8 -> why, as a sentence."""
-        found: dict[str, str] = {}
-        for index, (group, dtype) in enumerate(zip(self.groups, self.plan.types, strict=True)):
-            if dtype == "int8":
-                continue
-            reason = f"{dtype} in the {self.scheme} graph"
-            if self.result is not None:
-                alone = self.result.sensitivities[index].alone
-                reason += f": alone in int8 it takes {alone.disagreement:.2g} off the Dice coefficient"
-            found |= dict.fromkeys(group.layers, reason)
-        return found
 
 
 class Quantization:
@@ -178,6 +65,7 @@ class Quantization:
         self._request = request
         self._report = report
         self._model: ModelProto = require("onnx", purpose="quantizing a graph").load(request.graph)
+        self._nodes = {node.name for node in fold_factors(self._model).graph.node}
         self._groups = {name: list_groups(self._model, get_scheme(name)) for name in request.schemes}
         self._calibration = _calibrate(request, report)
         self._ranges = {name: _choose_ranges(self._calibration, request, name, report) for name in request.schemes}
@@ -221,7 +109,7 @@ class Quantization:
         scheme = get_scheme(graph.scheme)
         for index in rank_groups(graph.result.sensitivities):
             wider = graph.plan.changed(index, scheme.types[-1])
-            if graph.plan.types[index] == "int8" and wider.int8_share(graph.groups) >= MINIMUM_INT8_SHARE:
+            if graph.plan.types[index] == "int8" and wider.int8_share(graph.groups) >= self._request.minimum_share:
                 return dataclasses.replace(graph, plan=wider, path=self._write(scheme, wider))
         return None
 
@@ -237,7 +125,7 @@ class Quantization:
             self._report(f"{stage} {scheme.name}", done, total)
 
         options = SearchOptions(lambda: time.monotonic() > deadline, self._request.seed, report=report)
-        result = search_plan(SearchProblem(groups, scheme, trials), options)
+        result = search_plan(SearchProblem(groups, scheme, trials, self._request.minimum_share), options)
         if not result.passed:
             raise self._failure(scheme, result)
         report("pareto", 0, 1)
@@ -257,9 +145,10 @@ class Quantization:
             else "the budget is spent: run the same command again to go on, or raise --budget"
         )
         return GateError(
-            f"no {scheme.name} graph with at least {MINIMUM_INT8_SHARE:.0%} of its operations in int8 was found that "
-            f"keeps the gate; with {share:.0%} in int8 {explanation}; the most sensitive layer is {worst.group} "
-            f"(alone in int8 it takes {worst.alone.disagreement:.3g} off the Dice coefficient): {advice}"
+            f"no {scheme.name} graph with at least {self._request.minimum_share:.0%} of its operations in int8 was "
+            f"found that keeps the gate; with {share:.0%} in int8 {explanation}; the most sensitive layer is "
+            f"{worst.group} (alone in int8 it takes {worst.alone.disagreement:.3g} off the Dice coefficient): "
+            f"{advice}"
         )
 
     def _make_trials(self, gate: GateTask) -> dict[str, Trials]:
@@ -286,7 +175,7 @@ class Quantization:
         from unetx_exporters.quantize.insert import QuantizePlan, insert_qdq
 
         # A layer that float16 cannot hold may still be int8, but where it is not it is float32.
-        base = self._request.base_types
+        base = {name: dtype for name, dtype in self._request.base_types.items() if name in self._nodes}
         planned = {name: base.get(name, dtype) if dtype == "float16" else dtype for name, dtype in types.items()}
         model: ModelProto = insert_qdq(self._model, self._ranges[scheme], QuantizePlan(scheme, {**base, **planned}))
         return model

@@ -1,0 +1,296 @@
+"""Engines watched at every skip junction: against PyTorch, and against their own graph run without optimisation.
+
+A fused convolution that reads a wrong view of a concatenation gives numbers, no error. It shows where the skip
+connections join: there an engine is compared tensor by tensor, once with the junctions marked as outputs and once,
+at the logits, as it is shipped, since marking a tensor keeps an engine from fusing across it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from unetx_exporters.evaluation import BuiltEngine
+from unetx_exporters.onnx.graph import JUNCTION_PREFIX, OUTPUT_NAME, mark_outputs
+from unetx_opt.optional import require
+from unetx_opt.runtime.sessions.base import INPUT_NAME, OpenRequest
+from unetx_opt.runtime.sessions.table import SESSIONS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from unetx_opt.models.unet import UNet
+
+__all__ = [
+    "LIMITS",
+    "JunctionLimit",
+    "JunctionRow",
+    "SentinelInputs",
+    "explain_junction",
+    "relative_error",
+    "rows_to_json",
+    "watch_engine",
+]
+
+Tensors = Mapping[str, "NDArray[np.float32]"]
+Probe = Callable[["NDArray[np.float32]"], Tensors]
+
+
+@dataclass(frozen=True, slots=True)
+class JunctionLimit:
+    """How far a tensor of an engine may be from the expected one, as `relative_error`.
+
+    Attributes
+    ----------
+    torch : float
+        From the FP32 module: what rounding to the engine's type may do over the depth of the network.
+    graph : float
+        From the engine's own graph, unoptimised: what another order of sums, and a value that rounds the other
+        way, may do.
+    """
+
+    torch: float
+    graph: float
+
+
+#: Type that an engine computes in -> limits. A convolution that reads other pixels than it should is 1 or more away.
+LIMITS: Final[Mapping[str, JunctionLimit]] = MappingProxyType(
+    {
+        "float32": JunctionLimit(torch=1e-3, graph=1e-3),
+        "float16": JunctionLimit(torch=0.02, graph=0.02),
+        "bfloat16": JunctionLimit(torch=0.06, graph=0.06),
+        "int8": JunctionLimit(torch=0.4, graph=0.2),
+    }
+)
+#: An fp16 request stores its weights rounded also where the arithmetic is float32.
+_STORED_HALF: Final = JunctionLimit(torch=0.02, graph=1e-3)
+
+
+@dataclass(frozen=True, slots=True)
+class JunctionRow:
+    """One tensor of one engine.
+
+    Attributes
+    ----------
+    engine, weights : str
+        Which engine, and of which weights: "trained" or "random".
+    against : str
+        "PyTorch" or "ONNX Runtime".
+    tensor : str
+        Name in the graph; "logits as shipped" is the engine without marked outputs.
+    error : float
+        Largest `relative_error` over the images.
+    limit : float
+        See `LIMITS`.
+    """
+
+    engine: str
+    weights: str
+    against: str
+    tensor: str
+    error: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the tensor is within its limit."""
+        return self.error <= self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class SentinelInputs:
+    """What engines are watched with.
+
+    Attributes
+    ----------
+    model : UNet
+        The module that the engines come from.
+    weights : str
+        "trained" or "random".
+    junctions : tuple of str
+        Tensor names, in the order of computation.
+    images : sequence of numpy.ndarray
+        (1, C, H, W) float32.
+    directory : pathlib.Path
+        Root of the engines' files.
+    """
+
+    model: UNet
+    weights: str
+    junctions: tuple[str, ...]
+    images: Sequence[NDArray[np.float32]]
+    directory: Path
+
+
+def watch_engine(engine: BuiltEngine, inputs: SentinelInputs) -> tuple[JunctionRow, ...]:
+    """Compare an engine that can run here with PyTorch and with its own unoptimised graph.
+
+    Parameters
+    ----------
+    engine : BuiltEngine
+        One of a target with a row in the table of probes.
+    inputs : SentinelInputs
+        Module, junctions and images.
+
+    Returns
+    -------
+    tuple of JunctionRow
+        In the order of computation, the engine as it is shipped last; empty for an engine that cannot run here or
+        whose target gives no access to its tensors.
+    """
+    make_probe = _PROBES.get(engine.record.target)
+    if engine.why_graph is not None or make_probe is None:
+        return ()
+    limit = _limit(engine)
+    names = (*inputs.junctions, OUTPUT_NAME)
+    errors: dict[tuple[str, str], float] = {}
+
+    def note(against: str, tensor: str, expected: NDArray[np.float32], actual: NDArray[np.float32]) -> None:
+        found = relative_error(expected, actual)
+        errors[tensor, against] = max(errors.get((tensor, against), 0.0), found)
+
+    with contextlib.ExitStack() as stack:
+        probe = stack.enter_context(make_probe(engine, inputs))
+        plain = stack.enter_context(_unoptimised(engine.graph, inputs.junctions))
+        shipped = stack.enter_context(_shipped(engine, inputs.directory))
+        for image in inputs.images:
+            actual, expected, module = probe(image), plain(image), _torch_tensors(inputs.model, image)
+            for name in names:
+                note("PyTorch", name, module[name], actual[name])
+                note("ONNX Runtime", name, expected[name], actual[name])
+            note("PyTorch", _SHIPPED, module[OUTPUT_NAME], shipped(image))
+            note("ONNX Runtime", _SHIPPED, expected[OUTPUT_NAME], shipped(image))
+    limits = {"PyTorch": limit.torch, "ONNX Runtime": limit.graph}
+    return tuple(
+        JunctionRow(engine.name, inputs.weights, against, tensor, error, limits[against])
+        for (tensor, against), error in errors.items()
+    )
+
+
+def explain_junction(rows: Sequence[JunctionRow]) -> str | None:
+    """Name the first tensor that is beyond its limit, nearest to the cause; None where there is none."""
+    for row in rows:
+        if not row.passed:
+            return (
+                f"{row.engine} with {row.weights} weights differs from {row.against} first at {row.tensor}: "
+                f"relative error {row.error:.3g}, expected at most {row.limit:g}"
+            )
+    return None
+
+
+def relative_error(expected: NDArray[np.float32], actual: NDArray[np.float32]) -> float:
+    """Norm of the difference relative to that of the expected values; infinite where a value is not finite."""
+    if expected.shape != actual.shape or not np.isfinite(actual).all() or not np.isfinite(expected).all():
+        return float("inf")
+    difference = float(np.linalg.norm((actual.astype(np.float64) - expected).ravel()))
+    scale = float(np.linalg.norm(expected.astype(np.float64).ravel()))
+    return difference / scale if scale else (0.0 if difference == 0.0 else float("inf"))
+
+
+_SHIPPED: Final = "logits as shipped"
+
+
+def _limit(engine: BuiltEngine) -> JunctionLimit:
+    record = engine.record
+    if "int8" in record.layers.values():  # one narrow layer is enough to move everything behind it
+        return LIMITS["int8"]
+    if record.compute_dtype == "float32" and record.storage_dtype == "float16":
+        return _STORED_HALF
+    return LIMITS.get(record.compute_dtype, LIMITS["int8"])
+
+
+@contextlib.contextmanager
+def _probe_onnxruntime(engine: BuiltEngine, inputs: SentinelInputs) -> Iterator[Probe]:
+    from unetx_opt.runtime.sessions.onnxruntime import PROVIDERS, session_options
+
+    ort = require("onnxruntime", purpose="watching an engine")
+    onnx = require("onnx", purpose="watching an engine")
+    marked = mark_outputs(onnx.load(inputs.directory / engine.record.files[0]), inputs.junctions)
+    yield _run_session(
+        ort.InferenceSession(
+            marked.SerializeToString(), session_options(), providers=[PROVIDERS[engine.record.target]]
+        )
+    )
+
+
+@contextlib.contextmanager
+def _probe_openvino(engine: BuiltEngine, inputs: SentinelInputs) -> Iterator[Probe]:
+    from unetx_opt.runtime.sessions.openvino import DEVICE, compile_settings
+
+    openvino = require("openvino", purpose="watching an engine")
+    core = openvino.Core()
+    xml, weights = ((inputs.directory / name).read_bytes() for name in engine.record.files)
+    model = core.read_model(model=xml, weights=weights)
+    model.add_outputs(list(inputs.junctions))
+    compiled = core.compile_model(model, DEVICE, compile_settings(engine.record.settings))
+    request = compiled.create_infer_request()
+
+    def run(image_nchw: NDArray[np.float32]) -> Tensors:
+        results = request.infer({INPUT_NAME: image_nchw})
+        return {name: results[compiled.output(name)].copy() for name in (*inputs.junctions, OUTPUT_NAME)}
+
+    yield run
+
+
+#: Target -> a function of (engine, inputs) that opens it with its junctions as further outputs.
+_PROBES: Final[Mapping[str, Callable[[BuiltEngine, SentinelInputs], Any]]] = MappingProxyType(
+    {
+        "onnxruntime-cpu": _probe_onnxruntime,
+        "onnxruntime-cuda": _probe_onnxruntime,
+        "openvino-cpu": _probe_openvino,
+    }
+)
+
+
+@contextlib.contextmanager
+def _unoptimised(graph: Path, junctions: Sequence[str]) -> Iterator[Probe]:
+    """Run a graph node by node, as its definition says."""
+    from unetx_exporters.onnx.precision import emulate_fp16
+
+    ort = require("onnxruntime", purpose="watching an engine")
+    onnx = require("onnx", purpose="watching an engine")
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    marked = mark_outputs(emulate_fp16(onnx.load(graph)), junctions)
+    yield _run_session(ort.InferenceSession(marked.SerializeToString(), options, providers=["CPUExecutionProvider"]))
+
+
+@contextlib.contextmanager
+def _shipped(engine: BuiltEngine, directory: Path) -> Iterator[Callable[[NDArray[np.float32]], NDArray[np.float32]]]:
+    request = OpenRequest(engine.record, lambda name: (directory / name).read_bytes())
+    with SESSIONS[engine.record.target].open(request) as session:
+        yield session.infer
+
+
+def _run_session(session: Any) -> Probe:
+    names = [output.name for output in session.get_outputs()]
+
+    def run(image_nchw: NDArray[np.float32]) -> Tensors:
+        values = session.run(names, {INPUT_NAME: image_nchw})
+        return {name: np.asarray(value, np.float32) for name, value in zip(names, values, strict=True)}
+
+    return run
+
+
+def _torch_tensors(model: UNet, image: NDArray[np.float32]) -> Tensors:
+    torch = require("torch", purpose="watching an engine")
+    with torch.inference_mode():
+        logits, junctions = model.forward_with_junctions(torch.from_numpy(image))
+    named = {f"{JUNCTION_PREFIX}{name}": tensor.numpy() for name, tensor in junctions.items()}
+    return {**named, OUTPUT_NAME: logits.numpy()}
+
+
+def rows_to_json(rows: Sequence[JunctionRow]) -> list[dict[str, Any]]:
+    """Turn rows into plain JSON types; an infinite error becomes null."""
+    return [
+        {**dataclasses.asdict(row), "error": row.error if np.isfinite(row.error) else None, "passed": row.passed}
+        for row in rows
+    ]
