@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unetx_exporters.onnx.graph import check, infer_types
 from unetx_exporters.quantize.calibrate import load_graph
@@ -52,10 +53,13 @@ class QuantizePlan:
     layer_types : mapping of str to str
         Node to "int8", "float16" or "float32". A layer that is not named has the scheme's floating-point type; so
         has one in int8 that the scheme has no integer arithmetic for (`planned_types` says which).
+    bias_shifts : mapping of str to numpy.ndarray
+        Layer -> (output channels,) float32 that is added to its bias if it is int8.
     """
 
     scheme: str
     layer_types: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    bias_shifts: Mapping[str, NDArray[np.float32]] = field(default_factory=lambda: MappingProxyType({}))
 
 
 def planned_types(graph: Path | onnx.ModelProto, plan: QuantizePlan) -> dict[str, str]:
@@ -101,7 +105,9 @@ def insert_qdq(
     model = fold_factors(source)
     flow = Flow(model)
     kept = {name for name, dtype in plan.layer_types.items() if dtype == "float32"}
-    _Insertion(model, flow, form, types | dict.fromkeys(kept, "float32")).run(ranges)
+    insertion = _Insertion(model, flow, form, types | dict.fromkeys(kept, "float32"))
+    insertion.shifts = plan.bias_shifts
+    insertion.run(ranges)
     if form.float_dtype == "float16":
         from unetx_exporters.onnx.precision import convert_fp16
 
@@ -142,6 +148,7 @@ class _Insertion:
         self.carriers: set[str] = set()
         self.pairs: dict[str, None] = {}
         self.added: list[onnx.TensorProto] = []
+        self.shifts: Mapping[str, NDArray[np.float32]] = {}
 
     def run(self, ranges: Mapping[str, TensorRange]) -> None:
         for node in self.flow.nodes.values():
@@ -240,6 +247,8 @@ class _Insertion:
         name = node.input[1]
         weights = quantize_weights(node, onnx.numpy_helper.to_array(self.flow.stored[name]))
         node.input[1] = f"{name}.dequantized"
+        if node.name in self.shifts:
+            self._correct_bias(node)
         if any(tensor.name == f"{name}.quantized" for tensor in self.added):
             return []
         self._store(name, weights.scales, np.zeros(len(weights.scales), np.int8), np.dtype(np.int8))
@@ -250,6 +259,14 @@ class _Insertion:
                 "DequantizeLinear", inputs, [f"{name}.dequantized"], name=f"{name}.dequantize", axis=weights.axis
             )
         ]
+
+    def _correct_bias(self, node: onnx.NodeProto) -> None:
+        shift = self.shifts[node.name]
+        bias = onnx.numpy_helper.to_array(self.flow.stored[node.input[2]]) if len(node.input) > 2 else 0.0
+        name = f"{node.name}.bias.corrected"
+        self.added.append(onnx.numpy_helper.from_array(np.asarray(bias + shift, np.float32), name))
+        del node.input[2:]
+        node.input.append(name)
 
     def _store(self, name: str, scale: Any, zero_point: Any, dtype: np.dtype[Any]) -> None:
         arrays = {"scale": np.asarray(scale, np.float32), "zero_point": np.asarray(zero_point, dtype)}
