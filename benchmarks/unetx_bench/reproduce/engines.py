@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from unetx_bench.reproduce.plan import Plan
 from unetx_bench.reproduce.record import GraphRecord
@@ -15,9 +15,16 @@ from unetx_exporters.options import BuildOptions
 from unetx_opt import __version__
 from unetx_opt.bundle.manifest import Manifest
 from unetx_opt.errors import BundleError
+from unetx_opt.optional import require
 from unetx_opt.specs import Precision
 
+if TYPE_CHECKING:
+    import onnx
+
 __all__ = ["Built", "build_variant", "graph_facts"]
+
+#: The target whose fp32 engine is the traced graph, byte for byte.
+_PLAIN_GRAPH: Final = "onnxruntime-cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,33 +131,68 @@ def _fits(manifest: Manifest, options: BuildOptions, weights: Weights) -> bool:
     )
 
 
-def graph_facts(variant: str, weights: Weights, size_px: int, place: Workplace) -> GraphRecord:
-    """Trace the float32 graph of a variant, and count it for one image; the ratios are left open.
+def graph_facts(
+    variant: str, weights: Weights, bundles: Sequence[Built], size_px: int, place: Workplace
+) -> GraphRecord:
+    """Count the float32 graph of a variant for one image, and hash it; the ratios are left open.
+
+    Parameters
+    ----------
+    variant : str
+        A key of the table of variants.
+    weights : Weights
+        Of the variant.
+    bundles : sequence of Built
+        Its bundles: the graph is the very one that the fp32 engine of ONNX Runtime holds, where there is one.
+        Otherwise the network is traced.
+    size_px : int
+        Height and width of the input.
+    place : Workplace
+        Where the result is kept.
 
     Raises
     ------
     UnetxError
-        The graph cannot be traced at this size.
+        The graph cannot be traced at this size, or holds an operator that cannot be counted.
     """
     key = {"weights": weights.record.sha256, "size_px": size_px, "version": __version__}
-    facts = place.recall(f"graph-{variant}", key, lambda: _trace(variant, weights, size_px))
+    facts = place.recall(f"graph-{variant}", key, lambda: _count(variant, weights, bundles, size_px))
     return GraphRecord(**facts, flop_ratio=None, bytes_ratio=None)
 
 
-def _trace(variant: str, weights: Weights, size_px: int) -> dict[str, Any]:
+def _count(variant: str, weights: Weights, bundles: Sequence[Built], size_px: int) -> dict[str, Any]:
     from unetx_exporters.onnx.digest import structure_sha256
     from unetx_exporters.onnx.operations import count_operations
-    from unetx_exporters.onnx.trace import trace_onnx
-    from unetx_opt.models.checkpoint import load_model, read_checkpoint
 
-    checkpoint = read_checkpoint(weights.path, variant=variant)
-    graph = trace_onnx(load_model(checkpoint), size_px, size_px).model
+    graph = _stored_graph(bundles) or _trace(variant, weights, size_px)
     count = count_operations(graph)
+    spec = bundles[0].manifest.spec
     return {
         "structure_sha256": structure_sha256(graph),
-        "width": checkpoint.spec.width,
-        "depth": checkpoint.spec.depth,
+        "width": spec.width,
+        "depth": spec.depth,
         "parameters": count.parameters,
         "flop": count.total_flop,
         "bytes_moved": count.bytes_moved,
     }
+
+
+def _stored_graph(bundles: Sequence[Built]) -> onnx.ModelProto | None:
+    from unetx_opt.bundle.open import open_verified
+
+    for built in bundles:
+        names = [engine.files[0] for engine in built.manifest.engines if engine.target == _PLAIN_GRAPH]
+        if built.precision is Precision.FP32 and names:
+            package = require("onnx", purpose="reading a graph")
+            with open_verified(built.path) as bundle:
+                graph: onnx.ModelProto = package.load_model_from_string(bundle.read(names[0]))
+            return graph
+    return None
+
+
+def _trace(variant: str, weights: Weights, size_px: int) -> onnx.ModelProto:
+    from unetx_exporters.onnx.trace import trace_onnx
+    from unetx_opt.models.checkpoint import load_model, read_checkpoint
+
+    checkpoint = read_checkpoint(weights.path, variant=variant)
+    return trace_onnx(load_model(checkpoint), size_px, size_px).model

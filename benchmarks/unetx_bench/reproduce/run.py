@@ -17,7 +17,7 @@ from unetx_bench.reproduce.plan import DEFAULT_SIZE_PX, Plan, ReproduceOptions, 
 from unetx_bench.reproduce.record import GraphRecord, Reproduction
 from unetx_bench.reproduce.stages import Workplace
 from unetx_bench.reproduce.weights import Weights, find_weights, read_seeds
-from unetx_opt.errors import UnetxError
+from unetx_opt.errors import SpecError, UnetxError
 from unetx_opt.runtime.host import probe_host
 
 __all__ = ["reproduce"]
@@ -101,19 +101,19 @@ def _prepare(plan: Plan, baseline: Weights, tell: Tell) -> _Setting:
     options = plan.options
     default = DEFAULT_SIZE_PX if options.quick else baseline.record.trained_size_px or DEFAULT_SIZE_PX
     size_px = options.size_px or default
+    if size_px % baseline.divisor:
+        nearest = max(1, round(size_px / baseline.divisor)) * baseline.divisor
+        raise SpecError(
+            f"size {size_px} is not a multiple of {baseline.divisor}, as the baseline needs: try {nearest}"
+        )
     images = open_images(options.data, baseline.label_count, plan.image_limit, plan.extent.phantoms, size_px)
     tell(f"{len(plan.variants)} variants at {size_px} x {size_px} pixels, {images.record.note}")
     return _Setting(plan, images, size_px, Workplace(options.output / "work"), tell)
 
 
 def _measure_variant(name: str, weights: Weights, setting: _Setting) -> _Row:
-    """Trace, build and score one variant; what fails is left out with its reason."""
+    """Build, score and count one variant; what fails is left out with its reason."""
     row = _Row()
-    try:
-        row.graph = graph_facts(name, weights, setting.size_px, setting.place)
-    except UnetxError as error:
-        row.left_out["graph"] = str(error)
-        return row
     for precision in setting.plan.precisions:
         try:
             built = build_variant(name, precision, weights, setting.plan, setting.size_px, setting.tell)
@@ -124,6 +124,12 @@ def _measure_variant(name: str, weights: Weights, setting: _Setting) -> _Row:
         except UnetxError as error:
             row.left_out[precision.value] = str(error)
             setting.tell(f"left out: {name} {precision}: {error}")
+    try:
+        if row.built:
+            row.graph = graph_facts(name, weights, row.built, setting.size_px, setting.place)
+    except UnetxError as error:  # without its graph, nothing that was measured can be judged
+        row.built.clear()
+        row.left_out["graph"] = str(error)
     return row
 
 

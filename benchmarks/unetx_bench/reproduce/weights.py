@@ -39,11 +39,14 @@ class Weights:
         For the report.
     label_count : int
         Labels of its masks, the background included.
+    divisor : int
+        Of what the side of its input must be a multiple.
     """
 
     path: Path
     record: WeightsRecord
     label_count: int
+    divisor: int
 
 
 def find_weights(plan: Plan, tell: Callable[[str], None]) -> tuple[Mapping[str, Weights], Mapping[str, str]]:
@@ -92,7 +95,7 @@ def _locate(variant: str, plan: Plan, found: Mapping[str, Weights], tell: Callab
     if plan.options.train:
         return _train(variant, plan, found, tell)
     if folder is not None:
-        raise CheckpointError(f"{folder} holds no {variant}.safetensors: add it, or train it with --train")
+        raise CheckpointError(f"--checkpoints holds no {variant}.safetensors: add it, or train it with --train")
     return reference_checkpoint(variant)
 
 
@@ -140,7 +143,7 @@ def _read(variant: str, path: Path) -> Weights:
         trained_size_px=checkpoint.trained_size_px,
         seed=_fact(checkpoint, "training", "seed", int),
     )
-    return Weights(path, record, max(2, checkpoint.spec.num_classes))
+    return Weights(path, record, max(2, checkpoint.spec.num_classes), checkpoint.spec.divisor)
 
 
 def _fact(checkpoint: Checkpoint, part: str, name: str, kind: type) -> Any:
@@ -169,7 +172,7 @@ def read_seeds(path: Path | None) -> Mapping[str, SeedFigures]:
     try:
         if path.stat().st_size > _MAX_SEED_BYTES:
             raise DataError(f"{path} has more than {_MAX_SEED_BYTES} bytes, expected figures of some seeds")
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = dict(json.loads(path.read_text(encoding="utf-8")))
         rows = {name: document[name] for name in VARIANTS if name in document}
         return {name: _by_figure(seeds) for name, seeds in rows.items()}
     except (ValueError, TypeError, AttributeError, RecursionError) as error:

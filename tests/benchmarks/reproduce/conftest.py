@@ -53,7 +53,7 @@ def ellipses(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Untrained networks of width 4: every variant but dilated and combined."""
+    """Untrained networks of width 4 and depth 2: the baseline, its copy by another loss, and the one with a step."""
     torch = pytest.importorskip("torch", reason="checkpoints need torch: pip install 'unetx-opt[export]'")
     from unetx_opt.imaging.dense_crf import CrfParameters
     from unetx_opt.imaging.refinement import crf_step_parameters
@@ -64,8 +64,10 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("checkpoints")
     step = step_metadata(StepRecord("dense_crf", crf_step_parameters(CrfParameters(), 32)))
-    for seed, name in enumerate(("unet", "focal", "attention", "crf")):
+    for seed, name in enumerate(("unet", "focal", "crf")):
         torch.manual_seed(seed)
         metadata = {METADATA_KEY: step} if name == "crf" else {}
-        write_checkpoint(folder / f"{name}.safetensors", build_model(variant_spec(name, width=4)), name, metadata)
+        write_checkpoint(
+            folder / f"{name}.safetensors", build_model(variant_spec(name, width=4, depth=2)), name, metadata
+        )
     return folder
