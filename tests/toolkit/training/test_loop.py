@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch", reason="training needs torch: pip install '
 
 pytest.importorskip("monai", reason="views are cut by MONAI: pip install 'unetx-opt[train]'")
 
-from unetx_opt.training import loop  # noqa: E402
+from unetx_opt.training import loop, run  # noqa: E402
 from unetx_opt.training.loop import TrainedModel, train_model  # noqa: E402
 
 _TINY = TrainingOptions("unet", width=2, size_px=32, epochs=3, batch_size=4, learning_rate=0.01)
@@ -94,6 +94,8 @@ def test_a_run_in_float16_goes_on_with_its_scale_to_the_same_weights(
         return step(self, optimizer)
 
     monkeypatch.setattr(torch.amp.GradScaler, "step", watched)
+    # The scale grows after 2000 good steps; here after two, so that it moves while the test lasts.
+    monkeypatch.setattr(run, "gradient_scaler", lambda options: torch.amp.GradScaler("cpu", growth_interval=2))
     options = dataclasses.replace(_TINY, precision="fp16", clip_norm=1.0)
     whole = _train(options, ellipse_folder, tmp_path / "whole")
     expected, scales = scales, []
@@ -109,7 +111,7 @@ def test_a_run_in_float16_goes_on_with_its_scale_to_the_same_weights(
     scales.clear()
     resumed = _train(options, ellipse_folder, tmp_path / "state")
     assert scales == expected[done:]
-    assert min(expected) > 1.0
+    assert len(set(expected[done - 1 :])) > 1
     assert _same_weights(resumed, whole)
 
 
