@@ -20,6 +20,7 @@ from unetx_kernels.errors import KernelError
 __all__ = ["DeviceArray", "Gpu", "device_array", "keep_context", "primary_context", "why_not"]
 
 _MODULE: Final = "pycuda.driver"
+_DTYPES: Final = {"<f4": ("f32", 4), "<f2": ("f16", 2), "|u1": ("u8", 1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class DeviceArray:
     shape : tuple of int
         (N, C, H, W) for four axes, whatever the layout.
     dtype : str
-        "f32" or "f16".
+        "f32", "f16" or "u8".
     channels_last : bool
         Whether it lies in memory as (N, H, W, C).
     """
@@ -74,6 +75,14 @@ class Gpu:
             return self.driver.module_from_buffer(binary)
         finally:
             self.driver.Context.pop()
+
+    def upload(self, array: np.ndarray[Any, Any]) -> Any:
+        """Copy an array into new memory of the current context; ``int()`` of the result is its address."""
+        return self.driver.to_device(np.ascontiguousarray(array))
+
+    def allocate(self, size_bytes: int) -> Any:
+        """Take memory of the current context; it is given back with the result."""
+        return self.driver.mem_alloc(size_bytes)
 
     def stream(self) -> Any:
         """Make a stream. pycuda takes no stream of another package; None is the default stream, PyTorch's too."""
@@ -145,7 +154,7 @@ def device_array(tensor: Any) -> DeviceArray:
     Parameters
     ----------
     tensor : object
-        Anything with ``__cuda_array_interface__``: a CUDA tensor of PyTorch, an array of CuPy; float32 or float16,
+        Anything with ``__cuda_array_interface__``: a CUDA tensor of PyTorch, an array of CuPy; float32, float16 or uint8,
         dense, (N, C, H, W) contiguous or channels-last, or of one axis.
 
     Raises
@@ -156,11 +165,10 @@ def device_array(tensor: Any) -> DeviceArray:
     interface = getattr(tensor, "__cuda_array_interface__", None)
     if interface is None:
         raise KernelError(f"a {type(tensor).__name__} is not on a GPU: move it there first, tensor.cuda()")
-    dtype = {"<f4": "f32", "<f2": "f16"}.get(interface["typestr"])
-    if dtype is None:
-        raise KernelError(f"tensor is of type {interface['typestr']}, expected float32 or float16")
+    if interface["typestr"] not in _DTYPES:
+        raise KernelError(f"tensor is {interface['typestr']}, expected float32 or float16, or uint8 for an image")
+    dtype, itemsize = _DTYPES[interface["typestr"]]
     shape = tuple(int(length) for length in interface["shape"])
-    itemsize = 4 if dtype == "f32" else 2
     strides = interface.get("strides")
     rows = _dense_strides(shape, range(len(shape)), itemsize)
     pixels = _dense_strides(shape, (0, 2, 3, 1), itemsize) if len(shape) == 4 else rows

@@ -17,10 +17,13 @@ import pytest
 from numpy.typing import NDArray
 
 from unetx_kernels.attention_gate import launch
+from unetx_kernels.dense_crf import launch as crf_launch
+from unetx_kernels.dense_crf.plan import CrfPlan
 
 TILE = (8, 2)  # threads of a block along x and y; small, so that small images have several tiles
 ROWS = {3: 2, 5: 1, 7: 1}  # pixels of a thread of the forward pass, by window
 SHIM = Path(__file__).with_name("shim")
+KERNELS = ("crf_start", "crf_smooth_rows", "crf_splat", "crf_blur_nodes", "crf_scale", "crf_update")
 COMMAND = ("-std=c++17", "-O1", "-g", "-w", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
@@ -148,3 +151,47 @@ def gates(compile_on_host: Callable[[str, Mapping[str, object]], Path]) -> HostG
     sources = {"FORWARD_SOURCE": launch.FORWARD_SOURCE, "BACKWARD_SOURCE": launch.BACKWARD_SOURCE}
     quoted = {name: f'"{path}"' for name, path in sources.items()}
     return HostGates(compile_on_host("attention_gate_on_host.cpp", macros | quoted))
+
+
+class HostCrf:
+    """The CRF's launches on this host."""
+
+    def __init__(self, program: Path) -> None:
+        self._program = program
+
+    def infer(
+        self, logits: NDArray[Any], image: NDArray[Any], plan: CrfPlan, iterations: int, defect: int = 0
+    ) -> tuple[subprocess.CompletedProcess[bytes], NDArray[np.float32] | None]:
+        classes = len(logits)
+        # What is not written before it is read shows as NaN.
+        scratch = {
+            name: np.full(length, np.nan, dtype=np.float32)
+            for name, length in crf_launch.buffer_lengths(plan, classes).items()
+        }
+        given = {"probabilities": np.full_like(logits, np.nan), "logits": logits, "image": image}
+        buffers = given | scratch | crf_launch.plan_arrays(plan)
+        norms, inference = crf_launch.plan_launches(plan, classes, iterations)
+        data = struct.pack("<i", len(buffers))
+        data += b"".join(struct.pack("<q", array.nbytes) + array.tobytes() for array in buffers.values())
+        data += struct.pack("<i", len(norms) + len(inference))
+        numbers = {name: index for index, name in enumerate(buffers)}
+        for step in (*norms, *inference):
+            data += struct.pack("<4i", KERNELS.index(step.kernel), step.blocks, 256, len(step.arguments))
+            data += b"".join(_packed(value, numbers) for value in step.arguments)
+        done = run_program(self._program, data, defect)
+        if done.returncode:
+            return done, None
+        return done, np.frombuffer(done.stdout, dtype=np.float32).reshape(logits.shape)
+
+
+def _packed(value: str | int | float | None, buffers: Mapping[str, int]) -> bytes:
+    if value is None:
+        return struct.pack("<id", 0, 0.0)
+    if isinstance(value, str):
+        return struct.pack("<id", 1, float(buffers[value]))
+    return struct.pack("<id", 2 if isinstance(value, int) else 3, float(value))
+
+
+@pytest.fixture(scope="session")
+def crf(compile_on_host: Callable[[str, Mapping[str, object]], Path]) -> HostCrf:
+    return HostCrf(compile_on_host("dense_crf_on_host.cpp", {"KERNEL_SOURCE": f'"{crf_launch.SOURCE}"'}))

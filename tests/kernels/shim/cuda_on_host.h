@@ -10,6 +10,8 @@
 #include <cstdlib>
 #include <functional>
 #include <memory>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include <sanitizer/common_interface_defs.h>
@@ -32,6 +34,8 @@ inline float __half2float(half value) { return static_cast<float>(value.value); 
 inline half __float2half_rn(float value) { return {static_cast<_Float16>(value)}; }
 inline float2 __half22float2(half2 value) { return {__half2float(value.x), __half2float(value.y)}; }
 inline half2 __halves2half2(half x, half y) { return {x, y}; }
+
+inline float atomicAdd(float* place, float value) { return (*place += value) - value; }
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
