@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from unetx_exporters.onnx.attention_function import inline_gates
 from unetx_exporters.onnx.graph import INPUT_NAME, infer_types, producers, tensor_types
 from unetx_exporters.onnx.operators import MOVEMENT, WEIGHTED
 from unetx_opt.errors import ExportError
@@ -107,7 +108,7 @@ def count_operations(
 
 def _at_size(model: onnx.ModelProto, height: int | None, width: int | None, batch: int) -> onnx.ModelProto:
     sized = onnx.ModelProto()
-    sized.CopyFrom(model)
+    sized.CopyFrom(inline_gates(model))
     image = next(value for value in sized.graph.input if value.name == INPUT_NAME)
     dims = image.type.tensor_type.shape.dim
     for dim, wanted, axis in zip(dims, (batch, None, height, width), ("batch", "", "height", "width"), strict=True):

@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 else:
     onnx = require("onnx", purpose="working on an ONNX graph")
 
-__all__ = ["EXACT", "MOVEMENT", "WEIGHTED", "takes_half"]
+__all__ = ["EXACT", "GATE_DOMAIN", "MOVEMENT", "WEIGHTED", "takes_half"]
+
+#: Of this project's own operator, `unetx_exporters.onnx.attention_function`.
+GATE_DOMAIN: Final = "unetx"
 
 #: Operators with trained weights at input 1 and a bias at input 2.
 WEIGHTED: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -20,6 +23,7 @@ WEIGHTED: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 MOVEMENT: Final = frozenset(
     {
         "Cast",
+        "CastLike",
         "Concat",
         "Constant",
         "ConstantOfShape",
@@ -48,6 +52,8 @@ EXACT: Final = MOVEMENT | {"Abs", "Clip", "Max", "MaxPool", "Min", "Neg", "Relu"
 
 def takes_half(node: onnx.NodeProto, index: int, opset: int) -> bool:
     """Whether an input may be float16, by the schema of ONNX; the scales of Resize, for one, may not."""
+    if node.domain == GATE_DOMAIN:
+        return True  # its tensors are of any one floating-point type
     if node.domain:
         return False
     formal = onnx.defs.get_schema(node.op_type, opset, node.domain).inputs

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from unetx_exporters.onnx.attention_function import DOMAIN, add_attention_function, has_gates
 from unetx_exporters.onnx.graph import (
     INPUT_NAME,
     JUNCTION_PREFIX,
@@ -77,7 +78,7 @@ class _WithJunctions(torch.nn.Module):
         return (logits, *junctions.values())
 
 
-def trace_onnx(model: UNet, height: int, width: int) -> TracedGraph:
+def trace_onnx(model: UNet, height: int, width: int, *, gate_operator: bool = False) -> TracedGraph:
     """Export a model at one image size.
 
     Batch normalisation is folded into the convolutions by the exporter's optimizer, so that every engine and the
@@ -89,6 +90,9 @@ def trace_onnx(model: UNet, height: int, width: int) -> TracedGraph:
         Neither its mode nor its device is changed; the graph is that of its evaluation mode.
     height, width : int
         Size of the image in pixels, fixed in the graph.
+    gate_operator : bool
+        Write each neighbourhood gate as one operator ``unetx::AttentionGate`` with a body in standard operators, for
+        engines with a kernel for it. Without, as what the body says: that is what every engine reads.
 
     Returns
     -------
@@ -101,6 +105,9 @@ def trace_onnx(model: UNet, height: int, width: int) -> TracedGraph:
         The exporter refuses the model, the graph is not what was expected of it, or it is beyond 2 GiB.
     """
     network = copy.deepcopy(model).cpu().float().eval()
+    for module in network.modules() if gate_operator else ():
+        if hasattr(module, "exports_operator"):
+            setattr(module, "exports_operator", True)  # noqa: B010 - a name that Module does not declare
     _refuse_oversized(network)
     image = torch.zeros(2, network.spec.in_channels, height, width)
     with torch.no_grad():
@@ -112,6 +119,8 @@ def trace_onnx(model: UNet, height: int, width: int) -> TracedGraph:
     _add_missing_biases(exported)
     _order_initializers(exported)
     exported.ir_version = _IR_VERSION
+    if has_gates(exported):
+        add_attention_function(exported, OPSET)
     typed = infer_types(exported)
     _refuse_unexpected(typed)
     check(typed)
@@ -210,8 +219,9 @@ def _order_initializers(model: onnx.ModelProto) -> None:
 
 def _refuse_unexpected(model: onnx.ModelProto) -> None:
     graph = model.graph
-    left = sorted({node.op_type for node in graph.node if node.op_type == "BatchNormalization" or node.domain})
-    if left or model.functions:
+    allowed = ("", DOMAIN)
+    left = sorted({n.op_type for n in graph.node if n.op_type == "BatchNormalization" or n.domain not in allowed})
+    if left or {function.domain for function in model.functions} - {DOMAIN}:
         raise ExportError(
             f"the exported graph holds {left or 'local functions'}, expected plain ONNX with batch normalisation "
             "folded: install the onnxscript version that this package's constraints name"

@@ -45,10 +45,17 @@ class NeighbourhoodGate(nn.Module):
         D, channels of theta and phi.
     window : int
         k, odd.
+
+    Attributes
+    ----------
+    exports_operator : bool
+        Whether an exported graph has the one operator ``unetx::AttentionGate`` in place of the standard ones that it
+        is made of.
     """
 
     def __init__(self, channels: int, hidden: int, window: int) -> None:
         super().__init__()
+        self.exports_operator = False
         self.window = window
         self.theta = nn.Conv2d(channels, hidden, 1)
         self.phi = nn.Conv2d(channels, hidden, 1)
@@ -70,11 +77,24 @@ class NeighbourhoodGate(nn.Module):
         """
         del coarse
         theta, phi = self.theta(skip), self.phi(skip)
+        if self.exports_operator and torch.onnx.is_in_onnx_export():
+            return self._as_operator(theta, phi, skip)
         # A compiler or exporter sees the operations that every engine has; on a GPU one fused kernel replaces them.
         if not torch.compiler.is_compiling() and operation.why_not(skip) is None:
             dtype = torch.promote_types(theta.dtype, skip.dtype)
             return operation.attend(theta.to(dtype), phi.to(dtype), skip.to(dtype), window=self.window)
         return self._attend_by_shifts(theta, phi, skip)
+
+    def _as_operator(self, theta: torch.Tensor, phi: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        attended: torch.Tensor = torch.onnx.ops.symbolic(
+            "unetx::AttentionGate",
+            (theta, phi, skip),
+            attrs={"window": self.window, "dilation": 1, "scale": 1.0 / math.sqrt(self.theta.out_channels)},
+            dtype=skip.dtype,
+            shape=skip.shape,
+            version=1,
+        )
+        return attended
 
     def _attend_by_shifts(self, theta: torch.Tensor, phi: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         radius = self.window // 2

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from unetx_exporters.onnx.graph import check, infer_types, opset_of, producers, tensor_types
-from unetx_exporters.onnx.operators import MOVEMENT, WEIGHTED, takes_half
+from unetx_exporters.onnx.operators import GATE_DOMAIN, MOVEMENT, WEIGHTED, takes_half
 from unetx_opt.errors import ExportError
 from unetx_opt.optional import require
 
@@ -71,7 +71,7 @@ def unfit_for_fp16(model: onnx.ModelProto) -> dict[str, str]:
     problems = {tensor.name: half_problem(tensor) for tensor in model.graph.initializer}
     reasons: dict[str, str] = {}
     for node in model.graph.node:
-        if node.domain:
+        if node.domain not in ("", GATE_DOMAIN):
             reasons[node.name] = f"operator of the domain {node.domain}"
             continue
         found = [f"{name}: {problems[name]}" for name in node.input if problems.get(name)]
