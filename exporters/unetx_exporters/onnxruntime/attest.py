@@ -190,12 +190,17 @@ def _without_int8_kernel(shipped: ModelProto) -> set[str]:
     as that of the last layer is, they have none either.
     """
     producers = {name: node for node in shipped.graph.node for name in node.output}
-    quantized = {node.input[0] for node in shipped.graph.node if node.op_type == "QuantizeLinear"}
-    rectified = {node.input[0]: node.output[0] for node in shipped.graph.node if node.op_type == "Relu"}
+    readers: dict[str, list[NodeProto]] = defaultdict(list)
+    for node in shipped.graph.node:
+        for name in node.input:
+            readers[name].append(node)
     found = set()
     for node in _arithmetic_nodes(shipped):
         read = [producers[name].op_type for name in node.input[:2] if name in producers]
-        written = {node.output[0], rectified.get(node.output[0])} & quantized
+        behind = readers[node.output[0]]
+        if [reader.op_type for reader in behind] == ["Relu"]:
+            behind = readers[behind[0].output[0]]
+        written = {reader.op_type for reader in behind} == {"QuantizeLinear"}
         if node.op_type in _CPU_WITHOUT_INT8 or (read == ["DequantizeLinear"] * 2 and not written):
             found.add(node.name or node.output[0])
     return found

@@ -7,7 +7,8 @@ Where pairs stand decides how fast an engine is, and how exact:
 - none behind a concatenation or a pooling: their results lie on the grid of what they read, and a second pair would
   quantize twice. The inputs of a concatenation therefore share one scale;
 - weights are stored as int8, symmetric, one scale per output channel; biases stay float;
-- a layer that a plan keeps in floating point reads the tensor itself, not its rounded copy.
+- a layer that a plan keeps in floating point reads the tensor itself, not its rounded copy; what has no weights
+  reads the copy, so that no layer has to write its result in two types.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from unetx_exporters.quantize.fold import fold_factors, refuse_unfolded
 from unetx_exporters.quantize.grids import Quantizer
 from unetx_exporters.quantize.ranges import TensorRange
 from unetx_exporters.quantize.schemes import Form, get_form
-from unetx_exporters.quantize.tensors import Flow
+from unetx_exporters.quantize.tensors import CARRIERS, Flow
 from unetx_exporters.quantize.weights import quantize_weights
 from unetx_opt.errors import ExportError
 from unetx_opt.optional import require
@@ -137,7 +138,10 @@ def _planned_types(flow: Flow, plan: QuantizePlan, form: Form) -> dict[str, str]
 
 
 class _Insertion:
-    """One pass over a graph: which tensors get a pair, then every reader gets the copy that it wants."""
+    """One pass over a graph: which tensors get a pair, then every reader gets the copy that it wants.
+
+    `carriers` are the nodes that pass 8-bit values on, or add them, for a layer in int8.
+    """
 
     def __init__(self, model: onnx.ModelProto, flow: Flow, form: Form, types: Mapping[str, str]) -> None:
         self.graph = model.graph
@@ -233,15 +237,21 @@ class _Insertion:
 
     def _rewire(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """Let a node read rounded copies where it should; gives what its weights need in front of it."""
-        dtype = self.types.get(node.name)
-        if self.flow.is_layer(node) and dtype != "int8":
-            return []
-        if dtype == "float32":
+        if not self._reads_rounded(node):
             return []
         for index, name in enumerate(node.input):
             if name in self.pairs:
                 node.input[index] = f"{name}.dequantized"
-        return self._weights(node) if dtype == "int8" else []
+        return self._weights(node) if self.types.get(node.name) == "int8" else []
+
+    def _reads_rounded(self, node: onnx.NodeProto) -> bool:
+        """Whether a node takes 8-bit values: not a layer in floating point, nor what only passes data on to one."""
+        dtype = self.types.get(node.name)
+        if self.flow.is_layer(node) or dtype == "float32":
+            return dtype == "int8"
+        if node.name in self.carriers or node.op_type not in CARRIERS:
+            return True
+        return all(self._reads_rounded(reader) for name in node.output for reader in self.flow.read_by.get(name, []))
 
     def _weights(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         name = node.input[1]
