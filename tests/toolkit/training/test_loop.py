@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +88,19 @@ def test_a_run_in_float16_goes_on_with_its_scale_to_the_same_weights(
 ) -> None:
     """On the CPU: the arithmetic of a GPU is another, the bookkeeping is the same."""
     scales: list[float] = []
+    lengths: list[float] = []
     step = torch.amp.GradScaler.step
 
     def watched(self: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> object:
         scales.append(self.get_scale())
+        gradients = [p.grad.norm() for group in optimizer.param_groups for p in group["params"]]
+        lengths.append(float(torch.stack(gradients).norm()))
         return step(self, optimizer)
 
     monkeypatch.setattr(torch.amp.GradScaler, "step", watched)
     # The scale grows after 2000 good steps; here after two, so that it moves while the test lasts.
     monkeypatch.setattr(run, "gradient_scaler", lambda options: torch.amp.GradScaler("cpu", growth_interval=2))
-    options = dataclasses.replace(_TINY, precision="fp16", clip_norm=1.0)
+    options = dataclasses.replace(_TINY, precision="fp16", clip_norm=1e3)
     whole = _train(options, ellipse_folder, tmp_path / "whole")
     expected, scales = scales, []
 
@@ -112,6 +116,8 @@ def test_a_run_in_float16_goes_on_with_its_scale_to_the_same_weights(
     resumed = _train(options, ellipse_folder, tmp_path / "state")
     assert scales == expected[done:]
     assert len(set(expected[done - 1 :])) > 1
+    # Clipped without their scale: none is as long as a scaled one, which would be cut at 1000.
+    assert 0.0 < max(length for length in lengths if math.isfinite(length)) < 100.0
     assert _same_weights(resumed, whole)
 
 
