@@ -1,0 +1,196 @@
+"""What the stages are given and keep: test images, weights, kept results, times, differences."""
+
+from __future__ import annotations
+
+import json
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from unetx_bench.ratios import ratio_interval
+from unetx_bench.reproduce.accuracy import FIGURES, compare_variants, summarize_scores
+from unetx_bench.reproduce.images import open_images
+from unetx_bench.reproduce.latency import TimedRun, estimate_engines, estimate_step
+from unetx_bench.reproduce.plan import ReproduceOptions
+from unetx_bench.reproduce.stages import Workplace
+from unetx_bench.reproduce.weights import find_weights, read_seeds
+from unetx_opt.errors import CheckpointError, DataError
+
+ENGINE = "onnxruntime-cpu fp32 (float32)"
+
+
+def test_the_test_split_is_read_and_called_by_its_name(ellipses: Path) -> None:
+    images = open_images(ellipses, 2, None, 4, 64)
+    assert images.names == tuple(f"{index:02d}.png" for index in range(14, 20))
+    assert (images.record.kind, images.record.split) == ("folder", "test")
+    assert "not NIH" in images.record.note
+    pixels, truth = images.read(0)
+    assert pixels.shape == truth.shape == (48, 40)
+    assert set(np.unique(truth)) == {0, 1}
+
+
+def test_fewer_images_are_the_same_few_every_time(ellipses: Path) -> None:
+    few = open_images(ellipses, 2, 3, 4, 64)
+    assert (few.record.images, few.record.available) == (3, 6)
+    assert set(few.names) <= set(open_images(ellipses, 2, 5, 4, 64).names)
+    assert few.record == open_images(ellipses, 2, 3, 4, 64).record
+    assert few.record.images_sha256 != open_images(ellipses, 2, 4, 4, 64).record.images_sha256
+    whole = open_images(ellipses, 2, None, 4, 64)
+    for index, name in enumerate(few.names):
+        assert np.array_equal(few.read(index)[1], whole.read(whole.names.index(name))[1])
+
+
+def test_phantoms_are_called_phantoms() -> None:
+    images = open_images(None, 2, None, 3, 64)
+    assert (images.record.kind, images.record.split, len(images.names)) == ("phantom", None, 3)
+    assert "not patients" in images.record.note
+    with pytest.raises(DataError, match="--data"):
+        open_images(None, 4, None, 3, 64)
+
+
+def test_masks_with_other_labels_than_the_networks_are_refused(ellipses: Path) -> None:
+    with pytest.raises(DataError, match="2 labels and those of the networks 4"):
+        open_images(ellipses, 4, None, 3, 64)
+
+
+def plan(**given: Any) -> Any:
+    options = ReproduceOptions(Path("out"), **given)
+    return types.SimpleNamespace(options=options, variants=("unet", "focal", "dilated", "crf"))
+
+
+def test_weights_come_from_the_folder_and_a_missing_file_is_named(checkpoints: Path) -> None:
+    found, missing = find_weights(plan(checkpoints=checkpoints), print)
+    assert list(found) == ["unet", "focal", "crf"]
+    assert (found["crf"].label_count, found["crf"].divisor) == (2, 4)
+    assert list(missing) == ["dilated"]
+    assert "dilated.safetensors" in missing["dilated"]
+
+
+def test_weights_of_another_variant_are_not_taken(checkpoints: Path, tmp_path: Path) -> None:
+    for name, source in (("unet", "unet"), ("focal", "unet")):
+        (tmp_path / f"{name}.safetensors").write_bytes((checkpoints / f"{source}.safetensors").read_bytes())
+    missing = find_weights(plan(checkpoints=tmp_path), print)[1]
+    assert "holds variant unet, asked for focal" in missing["focal"]
+
+
+def test_without_a_baseline_there_is_nothing_to_compare_with(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="baseline"):
+        find_weights(plan(checkpoints=tmp_path), print)
+
+
+def test_seeds_are_read_by_figure(tmp_path: Path) -> None:
+    path = tmp_path / "seeds.json"
+    path.write_text(
+        json.dumps({"note": "x", "unet": {"0": {"accuracy": 0.98, "dice": 0.96}, "1": {"accuracy": 0.97}}})
+    )
+    seeds = read_seeds(path)
+    assert list(seeds) == ["unet"]
+    assert seeds["unet"].figures == {"accuracy": {"0": 0.98, "1": 0.97}, "dice": {"0": 0.96}}
+    assert read_seeds(None) == {}
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"unet": 1}', '{"unet": {"0": {"accuracy": "high"}}}', "{"])
+def test_seeds_that_are_no_figures_are_an_error_of_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "seeds.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"seeds\.json"):
+        read_seeds(path)
+
+
+def test_a_result_is_made_once_for_each_key(tmp_path: Path) -> None:
+    place, made = Workplace(tmp_path / "work"), []
+
+    def make() -> Any:
+        made.append(1)
+        return {"value": (1.5, 2)}
+
+    assert place.recall("stage", {"a": (1, 2)}, make) == {"value": [1.5, 2]}
+    assert place.recall("stage", {"a": (1, 2)}, make) == {"value": [1.5, 2]}
+    assert len(made) == 1
+    place.recall("stage", {"a": (1, 3)}, make)
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"key": {}}', '{"key": {"a": 1}}'])
+def test_a_damaged_result_is_made_anew(tmp_path: Path, damage: str) -> None:
+    place = Workplace(tmp_path)
+    (tmp_path / "stage.json").write_text(damage)
+    assert place.recall("stage", {"a": 1}, lambda: 7) == 7
+    assert json.loads((tmp_path / "stage.json").read_text()) == {"key": {"a": 1}, "value": 7}
+
+
+@pytest.fixture(name="run")
+def _run() -> TimedRun:
+    generator = np.random.default_rng(0)
+    drift = 1 + 0.3 * np.sin(np.arange(200) / 20)
+    base = 40 * drift * generator.normal(1, 0.01, 200)
+    samples = {
+        "unet": {ENGINE: base},
+        "crf": {ENGINE: 36 * drift * generator.normal(1, 0.01, 200), "step": 9 * drift},
+    }
+    facts = {ENGINE: {"precision": "fp32", "target": "onnxruntime-cpu", "compute_dtype": "float32"}}
+    return TimedRun(samples, facts, {}, (), "time")
+
+
+def test_times_are_paired_by_round_and_the_step_is_added_round_by_round(run: TimedRun) -> None:
+    (found,) = estimate_engines(run, "crf", comparable=True)
+    both = run.samples_ms["crf"][ENGINE] + run.samples_ms["crf"]["step"]
+    assert found.ratio is not None
+    assert found.ratio_with_step is not None
+    assert found.ms_with_step is not None
+    expected = ratio_interval(both, run.samples_ms["unet"][ENGINE])
+    assert (found.ratio_with_step.value, found.ratio_with_step.high) == (expected.value, expected.high)
+    assert found.ratio.value == pytest.approx(0.9, rel=0.005)
+    assert found.ms_with_step.value == pytest.approx(np.median(both))
+    # What drifts with the machine is in both, and does not widen the ratio.
+    assert found.ratio.low is not None
+    assert found.ratio.low > 0.89
+    step = estimate_step(run, "crf", "dense_crf")
+    assert step is not None
+    assert step.ms.value == pytest.approx(np.median(run.samples_ms["crf"]["step"]))
+
+
+def test_the_baseline_and_what_is_not_alike_have_no_ratio(run: TimedRun) -> None:
+    (base,) = estimate_engines(run, "unet", comparable=True)
+    assert (base.ratio, base.ms_with_step, base.ratio_with_step) == (None, None, None)
+    (other,) = estimate_engines(run, "crf", comparable=False)
+    assert other.ratio is None
+    assert other.ratio_with_step is None
+    assert other.ms_with_step is not None
+    assert estimate_step(run, "unet", None) is None
+
+
+def _scores(shift: float, count: int = 12) -> dict[str, dict[str, float]]:
+    generator = np.random.default_rng(3)
+    values = 0.9 + 0.05 * generator.random(count)
+    noise = np.random.default_rng(int(1000 * shift) + 1).normal(0, 0.002, count)
+    row = {f"{index}.png": float(value) for index, value in enumerate(values + shift + noise)}
+    return dict.fromkeys(FIGURES, row)
+
+
+def test_differences_are_paired_by_image_and_their_p_values_are_those_of_a_permutation_test() -> None:
+    scores = {"unet": _scores(0.0), "focal": _scores(0.002), "combined": _scores(0.01)}
+    found = compare_variants(scores)
+    assert found["unet"] == ()
+    assert [row.minus for row in found["combined"] if row.figure == "accuracy"] == ["unet", "focal"]
+    (focal,) = (row for row in found["focal"] if row.figure == "accuracy")
+    values = [list(scores[name]["accuracy"].values()) for name in ("focal", "unet")]
+    assert focal.mean == pytest.approx(np.mean(values[0]) - np.mean(values[1]))
+    expected = stats.permutation_test(
+        values, lambda a, b, axis: np.mean(a - b, axis=axis), permutation_type="samples", n_resamples=np.inf
+    )
+    assert focal.p_value == pytest.approx(expected.pvalue)
+    assert focal.p_holm is not None
+    assert focal.p_holm >= focal.p_value
+    assert next(row for row in found["combined"] if row.minus == "focal").p_holm is None
+
+
+def test_one_image_has_means_and_no_interval() -> None:
+    scores = {"unet": _scores(0.0, 1), "focal": _scores(0.002, 1)}
+    assert compare_variants(scores) == {"unet": (), "focal": ()}
+    score = summarize_scores(scores["unet"])["dice"]
+    assert (score.n, score.std, score.low, score.high) == (1, None, None, None)
