@@ -17,6 +17,7 @@ from unetx_bench.measure import measure_interleaved
 from unetx_bench.measurement import Measurement, MeasureOptions
 from unetx_bench.pinning import pinned
 from unetx_bench.report import REPORT_NAME, Attempt, BundleFacts, Report, Run, TimedImageFacts, serialize_report
+from unetx_bench.report_page.page import PAGE_NAME, render_report_page
 from unetx_bench.request import BenchRequest, choose_images, make_timed_image
 from unetx_bench.tables import latency_csv, samples_csv, summary_markdown
 from unetx_opt import __version__
@@ -49,7 +50,8 @@ def run_benchmark(request: BenchRequest, note: Note = lambda text: None) -> Repo
     Returns
     -------
     Report
-        As in ``report.json``. Beside it lie ``latency.csv``, ``samples.csv``, ``summary.md`` and ``pictures/``.
+        As in ``report.json``. Beside it lie ``report.html``, ``latency.csv``, ``samples.csv``,
+        ``summary.md`` and ``pictures/``.
 
     Raises
     ------
@@ -175,3 +177,4 @@ def _write(report: Report, folder: Path) -> None:
     (folder / "latency.csv").write_text(latency_csv(report), encoding="utf-8")
     (folder / "samples.csv").write_text(samples_csv(report), encoding="utf-8")
     (folder / "summary.md").write_text(summary_markdown(report), encoding="utf-8")
+    (folder / PAGE_NAME).write_text(render_report_page(report, folder), encoding="utf-8")

@@ -45,7 +45,8 @@ __all__ = ["bench"]
 def bench(**given: Any) -> None:
     """Measure latency and drift of every engine of BUNDLES on this machine, beside its peers.
 
-    Writes report.json (the whole record), latency.csv, samples.csv, summary.md and pictures/ into the output folder.
+    Writes report.json (the whole record), report.html (a page of it), latency.csv, samples.csv, summary.md and
+    pictures/ into the output folder.
     All contenders take turns in one run; the run is marked where other programs disturbed it.
     """
     from unetx_bench.benchmark import run_benchmark
