@@ -125,7 +125,7 @@ def cut_view(pixels: NDArray[_Pixel], view: View, side_px: int, *, order: int, o
     -----
     Coordinates and weights are double precision, as in `scipy.ndimage.affine_transform`, whose matrix this is; single
     precision would move labels on the border of a class. A layer of MONAI's and not one of its transforms: those
-    carry metadata that cost 2 ms a view.
+    carry metadata along, which takes time and is of no use here.
     """
     torch, layers = require("torch", purpose=_PURPOSE), require("monai.networks.layers", purpose=_PURPOSE)
     matrix = _view_to_image(view, pixels.shape, side_px)

@@ -1,6 +1,7 @@
 """The training loop: AdamW, warm-up and cosine, a moving average of the weights, the best epoch by validation.
 
-On a CPU a run is a function of its options, its data and its number of threads, also when it was killed and went on.
+On a CPU a run is a function of its options, its data and its number of threads, also when it was killed and went on;
+workers, cache and log have no part in it.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ train, calibration and validation; without them the patients are divided among a
 by `unetx_opt.training.datasets.split_of_name` of the patient number, so it never changes when images come or go.
 
 Memory holds names and offsets, no row of a table and no image: measured for all 112,120 images, 24 MB, and 43 MB
-while the folder is opened.
+while the folder is opened. Training adds a key of 65 bytes an image: a process that has 112,120 of them open stayed
+at 94 MB while it prepared and read 12,000.
 """
 
 from __future__ import annotations
