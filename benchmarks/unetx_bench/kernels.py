@@ -1,37 +1,37 @@
-"""The fused attention gate on this machine's GPU: right first, then how fast.
+"""The fused kernels on this machine's GPU: right first, then how fast and in how much memory.
 
     python -m unetx_bench.kernels -o benchmarks/results/
+    compute-sanitizer --tool memcheck python -m unetx_bench.kernels --check-only -o /tmp/checked
 
-Peers are the same operation by PyTorch's unfold, by torch.compile of it, and by `scaled plain operations` (one
-multiplication per tap, as the exported graph has it). The bound is a copy: inputs plus output over the bandwidth that
-a device-to-device copy reaches here.
+The bound of the gate is a copy: inputs plus output over the bandwidth that a device-to-device copy reaches here.
 """
 
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.metadata
 import json
-import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+import statistics
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import click
 import numpy as np
 
-from unetx_kernels.attention_gate import reference
-from unetx_kernels.attention_gate.launch import GateKernels, choose_tile, open_kernels
+from unetx_bench.kernel_peers import PEERS, GateInputs, make_inputs
+from unetx_kernels.attention_gate import operation, reference
+from unetx_kernels.binaries import default_cache, why_not_compile
+from unetx_kernels.dense_crf.launch import OpenPlan, open_plan
+from unetx_kernels.dense_crf.plan import plan_crf
+from unetx_kernels.dense_crf.reference import Energies, infer_mean_field
 from unetx_kernels.driver import Gpu, device_array, primary_context, why_not
 from unetx_kernels.errors import KernelError
 from unetx_opt.errors import UnetxError
 from unetx_opt.files import write_file
 from unetx_opt.optional import find, require
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["main"]
 
@@ -41,57 +41,12 @@ CHECKED_SHAPES: Final = 60
 WARM_UPS: Final = 10
 SAMPLES: Final = 50
 COPY_BYTES: Final = 2**30
+_PURPOSE: Final = "a kernel benchmark"
+_CRF_ENERGIES: Final = Energies(3.0, 3.0, 80.0, 13.0, 10.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """theta and phi, (N, D, H, W), and values, (N, C, H, W), on the GPU."""
-
-    theta: torch.Tensor
-    phi: torch.Tensor
-    values: torch.Tensor
-    window: int
-
-
-def attend_by_unfold(inputs: Inputs) -> torch.Tensor:
-    """Run the neighbourhood gate with the k * k copies of its inputs in memory."""
-    functional = require("torch", purpose="a kernel benchmark").nn.functional
-    images, channels, height, width = inputs.values.shape
-    hidden, taps, radius = inputs.theta.shape[1], inputs.window**2, inputs.window // 2
-    keys = functional.unfold(inputs.phi, inputs.window, padding=radius).view(images, hidden, taps, height, width)
-    near = functional.unfold(inputs.values, inputs.window, padding=radius).view(images, channels, taps, height, width)
-    ones = inputs.values.new_ones(1, 1, height, width)
-    inside = functional.unfold(ones, inputs.window, padding=radius).view(1, taps, height, width)
-    scores = (inputs.theta[:, :, None] * keys).sum(1) / math.sqrt(hidden)
-    weights = scores.masked_fill(inside == 0, -math.inf).softmax(1)
-    attended: torch.Tensor = (weights[:, None] * near).sum(2)
-    return attended
-
-
-def attend_by_taps(inputs: Inputs) -> torch.Tensor:
-    """Run the neighbourhood gate tap by tap, with shifted views instead of copies."""
-    functional = require("torch", purpose="a kernel benchmark").nn.functional
-    height, width = inputs.values.shape[-2:]
-    window, radius = inputs.window, inputs.window // 2
-    margins = (radius, radius, radius, radius)
-    keys, near = functional.pad(inputs.phi, margins), functional.pad(inputs.values, margins)
-    inside = functional.pad(inputs.values.new_zeros(1, 1, height, width), margins, value=-math.inf)
-    starts = [(y, x) for y in range(window) for x in range(window)]
-    theta = inputs.theta / math.sqrt(inputs.theta.shape[1])
-    scores = [
-        (theta * keys[..., y : y + height, x : x + width]).sum(1, keepdim=True)
-        + inside[..., y : y + height, x : x + width]
-        for y, x in starts
-    ]
-    weights = require("torch", purpose="a kernel benchmark").cat(scores, 1).softmax(1)
-    attended: torch.Tensor = weights[:, :1] * near[..., :height, :width]
-    for tap, (y, x) in enumerate(starts[1:], start=1):
-        attended = attended + weights[:, tap : tap + 1] * near[..., y : y + height, x : x + width]
-    return attended
-
-
-def check_shapes(gpu: Gpu, cache: Path, count: int) -> list[dict[str, Any]]:
-    """Compare the kernel and plain operations with float64 over random shapes.
+def check_gates(count: int) -> list[dict[str, Any]]:
+    """Compare the fused gate and its gradients, and plain PyTorch, with float64 over random shapes.
 
     Raises
     ------
@@ -103,79 +58,104 @@ def check_shapes(gpu: Gpu, cache: Path, count: int) -> list[dict[str, Any]]:
     for index in range(count):
         images, channels, hidden = (int(random.integers(1, most)) for most in (4, 40, 20))
         height, width = (int(side) for side in random.integers(1, 90, size=2))
-        shape, window = (images, channels, height, width), (3, 5, 7)[index % 3]
-        inputs = _inputs(shape, hidden, window, half=index % 2 == 0, channels_last=index % 4 >= 2)
-        kernels = open_kernels(gpu, choose_tile(width), cache)
-        exact = reference.neighbourhood_gate(_host(inputs.theta), _host(inputs.phi), _host(inputs.values), window)
-        fused = float(np.abs(_host(_fused(kernels, inputs)()) - exact).max())
-        plain = float(np.abs(_host(attend_by_unfold(inputs)) - exact).max())
-        eps = float(np.finfo(np.float16 if index % 2 == 0 else np.float32).eps) * float(np.abs(exact).max())
-        row = {"shape": shape, "hidden": hidden, "window": window, "fused_error": fused, "plain_error": plain}
-        if not fused <= 2 * plain + eps:
-            raise KernelError(f"the kernel is wrong: {row}; expected at most 2 * plain_error + {eps:.2g}")
-        rows.append(row)
-    return rows
-
-
-def time_kernels(gpu: Gpu, cache: Path) -> list[dict[str, Any]]:
-    """Time the kernel, its peers and a copy; every sample in milliseconds of the GPU's own clock."""
-    torch = require("torch", purpose="a kernel benchmark")
-    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    rows: list[dict[str, Any]] = [
-        {"what": "copy", "bytes": 2 * COPY_BYTES, "samples_ms": _samples_ms(lambda: target.copy_(source))}
-    ]
-    for shape, window in TIMED:
-        inputs = _inputs(shape, shape[1] // 4, window, half=True, channels_last=False)
-        moved = 2 * (2 * inputs.theta.numel() + 2 * inputs.values.numel())
-        compiled = torch.compile(attend_by_unfold)
-        peers: dict[str, Callable[[], object]] = {
-            "fused": _fused(open_kernels(gpu, choose_tile(shape[3]), cache), inputs),
-            "unfold": lambda given=inputs: attend_by_unfold(given),  # type: ignore[misc]
-            "torch.compile": lambda given=inputs, run=compiled: run(given),  # type: ignore[misc]
-            "plain operations": lambda given=inputs: attend_by_taps(given),  # type: ignore[misc]
-        }
-        for name, run in peers.items():
-            row: dict[str, Any] = {"what": name, "shape": shape, "window": window, "bytes": moved}
-            try:
-                row["samples_ms"] = _samples_ms(run)
-            except Exception as error:  # a peer that does not run is a result, and any package may raise anything
-                row["why_not"] = f"{type(error).__name__}: {str(error).splitlines()[:1]}"
+        shape, window, half = (images, channels, height, width), (3, 5, 7)[index % 3], index % 2 == 0
+        inputs = make_inputs(shape, hidden, window, half=half, channels_last=index % 4 >= 2)
+        fused, unfused = (_results(PEERS[name](inputs), inputs) for name in ("fused", "plain operations"))
+        for name, (exact, size) in _exact(inputs).items():
+            eps = float(np.finfo(np.float16 if half else np.float32).eps) * max(float(np.abs(exact).max()), size)
+            errors = [float(np.abs(_host(found[name]) - exact).max()) for found in (fused, unfused)]
+            row = {"what": name, "shape": shape, "hidden": hidden, "window": window, "half": half, "errors": errors}
+            if not errors[0] <= 2 * errors[1] + eps:
+                raise KernelError(f"the kernel is wrong: {row}; expected at most twice the second error + {eps:.2g}")
             rows.append(row)
     return rows
 
 
-def _inputs(shape: tuple[int, int, int, int], hidden: int, window: int, *, half: bool, channels_last: bool) -> Inputs:
-    torch = require("torch", purpose="a kernel benchmark")
-    images, channels, height, width = shape
-    options = {"device": "cuda", "dtype": torch.float16 if half else torch.float32}
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    theta, phi, values = (
-        torch.randn(images, depth, height, width, **options).to(memory_format=layout)
-        for depth in (hidden, hidden, channels)
-    )
-    return Inputs(theta, phi, values, window)
+def check_crf(gpu: Gpu) -> dict[str, Any]:
+    """Compare the CRF's kernels with the sum over all pairs of pixels, 48 x 48.
+
+    Raises
+    ------
+    KernelError
+        More than one pixel in a hundred differs.
+    """
+    logits, image = _scene(48)
+    energies = Energies(2.0, 2.0, 6.0, 25.0, 3.0)
+    exact = infer_mean_field(logits, image, energies, 5)
+    _, found = _crf(gpu, logits, image, energies)
+    same = float(np.mean(found().argmax(0) == exact.argmax(0)))
+    row = {"what": "crf", "size": 48, "same_labels": same}
+    if not same > 0.99:
+        raise KernelError(f"the CRF is wrong: {row}; expected more than 0.99 of the labels as in float64")
+    return row
 
 
-def _fused(kernels: GateKernels, inputs: Inputs) -> Callable[[], torch.Tensor]:
-    module = require("torch", purpose="a kernel benchmark")
-    out: torch.Tensor = module.empty_like(inputs.values)
-    theta, phi, values = (device_array(tensor) for tensor in (inputs.theta, inputs.phi, inputs.values))
+def time_gates() -> list[dict[str, Any]]:
+    """Time the gate and its peers, forward and with gradients; samples in milliseconds of the GPU's own clock."""
+    rows = []
+    for shape, window in TIMED:
+        inputs = make_inputs(shape, shape[1] // 4, window)
+        for name, make in PEERS.items():
+            for what in ("forward", "forward and backward"):
+                row: dict[str, Any] = {"name": name, "what": what, "shape": shape, "window": window}
+                row["bytes"] = inputs.moved_bytes
+                try:
+                    gate = make(inputs)
+                    run = functools.partial(gate, *inputs.tensors) if what == "forward" else _training(gate, inputs)
+                    row["samples_ms"], row["extra_bytes"] = samples_ms(run), _extra_bytes(run)
+                except Exception as error:  # a peer that does not run is a result, and any package may raise anything
+                    row["why_not"] = f"{type(error).__name__}: {str(error).splitlines()[:1]}"
+                rows.append(row)
+    return rows
 
-    def run() -> torch.Tensor:
-        # On the default stream, where PyTorch's events are recorded.
-        kernels.neighbourhood((theta, phi, values), device_array(out), inputs.window)
-        return out
 
-    return run
-
-
-def _host(tensor: torch.Tensor) -> Any:
-    return tensor.double().cpu().numpy()
+def time_copy() -> dict[str, Any]:
+    """Time a device-to-device copy of 1 GiB."""
+    torch = require("torch", purpose=_PURPOSE)
+    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return {"name": "copy", "bytes": 2 * COPY_BYTES, "samples_ms": samples_ms(lambda: target.copy_(source))}
 
 
-def _samples_ms(run: Callable[[], object]) -> list[float]:
-    torch = require("torch", purpose="a kernel benchmark")
+def time_crf(gpu: Gpu) -> dict[str, Any]:
+    """Time the CRF at 512 x 512, two classes, five iterations, norms included, on the device only."""
+    logits, image = _scene(512)
+    run, _ = _crf(gpu, logits, image, _CRF_ENERGIES)
+    return {"name": "crf", "size": 512, "classes": 2, "iterations": 5, "samples_ms": samples_ms(run)}
+
+
+def judge(gates: list[dict[str, Any]], copy: Mapping[str, Any], crf: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Hold medians against what the kernels are made for; a figure that could not be measured is None."""
+    medians = {
+        (row["name"], row["what"], row["shape"], row["window"]): statistics.median(row["samples_ms"])
+        for row in gates
+        if "samples_ms" in row
+    }
+    bandwidth = copy["bytes"] / statistics.median(copy["samples_ms"])
+    verdicts = []
+    for shape, window in TIMED[:2]:
+        key = ("forward", shape, window)
+        fused = medians.get(("fused", *key))
+        row = next(row for row in gates if row["name"] == "fused" and (row["what"], row["shape"]) == key[:2])
+        fraction = None if fused is None else row["bytes"] / fused / bandwidth
+        compiled = [medians.get((f"torch.compile of {name}", *key)) for name in ("unfold", "plain operations")]
+        best = min((one for one in compiled if one is not None), default=None)
+        verdicts += [
+            _verdict("times faster than unfold", shape, _ratio(medians.get(("unfold", *key)), fused), 5.0),
+            _verdict("times faster than torch.compile", shape, _ratio(best, fused), 1.3),
+            _verdict("of the copy bandwidth", shape, fraction, 0.6),
+        ]
+        extra = row.get("extra_bytes")
+        output = 2 * int(np.prod(shape))
+        verdicts.append(_verdict("output bytes / bytes taken", shape, extra and output / extra, 0.999))
+    milliseconds = statistics.median(crf["samples_ms"])
+    verdicts.append({"what": "crf, ms", "value": milliseconds, "at_most": 1.2, "met": milliseconds <= 1.2})
+    return verdicts
+
+
+def samples_ms(run: Callable[[], object]) -> list[float]:
+    """Time single calls by events on the default stream."""
+    torch = require("torch", purpose=_PURPOSE)
     for _ in range(WARM_UPS):
         run()
     events = [tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) for _ in range(SAMPLES)]
@@ -187,41 +167,128 @@ def _samples_ms(run: Callable[[], object]) -> list[float]:
     return [begin.elapsed_time(end) for begin, end in events]
 
 
+def _verdict(what: str, shape: tuple[int, ...], value: float | None, at_least: float) -> dict[str, Any]:
+    met = None if value is None else value >= at_least
+    return {"what": what, "shape": shape, "value": value, "at_least": at_least, "met": met}
+
+
+def _ratio(peer_ms: float | None, own_ms: float | None) -> float | None:
+    return None if peer_ms is None or own_ms is None else peer_ms / own_ms
+
+
+def _results(gate: Any, inputs: GateInputs) -> dict[str, Any]:
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs.tensors]
+    attended = gate(*leaves)
+    attended.backward(inputs.values)
+    return {"out": attended.detach(), **dict(zip(("theta", "phi", "values"), (t.grad for t in leaves), strict=True))}
+
+
+def _exact(inputs: GateInputs) -> dict[str, tuple[Any, float]]:
+    """Return the output and gradients in float64, and how large the terms are that each is a difference of."""
+    theta, phi, values = (_host(tensor) for tensor in inputs.tensors)
+    out = reference.neighbourhood_gate(theta, phi, values, inputs.window)
+    found = reference.neighbourhood_gate_gradients((theta, phi, values), values, inputs.window)
+    terms = float(np.abs(values).sum(1).max() * np.abs(values).max()) / theta.shape[1] ** 0.5
+    fine = 2.0**-13 if inputs.values.element_size() == 2 else 1.0  # sums are in float32 whatever the inputs are
+    sizes = (terms * float(np.abs(phi).max()) * fine, terms * float(np.abs(theta).max()) * fine, 0.0)
+    return {"out": (out, 0.0), **dict(zip(("theta", "phi", "values"), zip(found, sizes, strict=True), strict=True))}
+
+
+def _training(gate: Any, inputs: GateInputs) -> Callable[[], object]:
+    torch = require("torch", purpose=_PURPOSE)
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs.tensors]
+    gradient = inputs.values.clone()
+    return lambda: torch.autograd.grad(gate(*leaves), leaves, gradient)
+
+
+def _extra_bytes(run: Callable[[], object]) -> int:
+    """Return the most memory that one call takes beside what there was before it."""
+    torch = require("torch", purpose=_PURPOSE)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return int(torch.cuda.max_memory_allocated() - before)
+
+
+def _scene(side: int) -> tuple[Any, Any]:
+    random = np.random.default_rng(0)
+    y, x = np.mgrid[:side, :side]
+    bright = np.hypot(x - side / 2, y - side / 2) < side / 3
+    image = np.clip(np.where(bright, 170, 60) + random.normal(scale=8, size=(side, side)), 0, 255).astype(np.uint8)
+    logits = random.normal(scale=1.5, size=(2, side, side))
+    logits[1] += np.where(bright, 1.0, -1.0)
+    return logits.astype(np.float32), image
+
+
+def _crf(gpu: Gpu, logits: Any, image: Any, energies: Energies) -> tuple[Callable[[], None], Callable[[], Any]]:
+    torch = require("torch", purpose=_PURPOSE)
+    opened: OpenPlan = open_plan(gpu, plan_crf(image.shape, energies), len(logits), 5, default_cache())
+    given, pixels = torch.from_numpy(logits).cuda(), torch.from_numpy(image).cuda()
+    out = torch.empty_like(given)
+    run = functools.partial(opened.infer, *(device_array(tensor) for tensor in (given, pixels, out)))
+
+    def found() -> Any:
+        run()
+        torch.cuda.synchronize()
+        return _host(out)
+
+    return run, found
+
+
+def _host(tensor: Any) -> Any:
+    return tensor.double().cpu().numpy()
+
+
 def _reason() -> str | None:
     if not find("torch"):
         return "torch is not installed: run pip install 'unetx-opt[export]'"
-    if not require("torch", purpose="a kernel benchmark").cuda.is_available():
+    if not require("torch", purpose=_PURPOSE).cuda.is_available():
         return "this torch sees no NVIDIA GPU: use a GPU host and a CUDA build of torch"
-    return why_not()
+    return why_not() or why_not_compile()
+
+
+def _measure(gpu: Gpu, *, check_only: bool) -> dict[str, Any]:
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "pycuda", "numpy")}
+    record: dict[str, Any] = {
+        "device": gpu.name,
+        "architecture": gpu.architecture,
+        "driver_api": gpu.driver_version,
+        "versions": versions,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "checked": [*check_gates(CHECKED_SHAPES), check_crf(gpu)],
+    }
+    if not check_only:
+        gates, copy, crf = time_gates(), time_copy(), time_crf(gpu)
+        record |= {"timed": [copy, *gates, crf], "verdicts": judge(gates, copy, crf)}
+    return record
 
 
 @click.command()
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder.")
-def main(output: Path) -> None:
-    """Check and time the fused attention gate on this machine's GPU."""
+@click.option("--check-only", is_flag=True, help="No timing; for compute-sanitizer.")
+def main(output: Path, check_only: bool) -> None:
+    """Check and time the fused kernels on this machine's GPU."""
     reason = _reason()
     if reason is not None:
         raise click.ClickException(f"not measured: {reason}")
-    torch = require("torch", purpose="a kernel benchmark")
+    torch = require("torch", purpose=_PURPOSE)
     torch.manual_seed(0)
-    torch.zeros(1, device="cuda")
+    lacking = operation.why_not(torch.zeros(1, device="cuda"))
+    if lacking is not None:
+        raise click.ClickException(f"not measured: {lacking}")
     try:
         with primary_context() as gpu:
-            cache = output / "kernels-cache"
-            record = {
-                "device": gpu.name,
-                "architecture": gpu.architecture,
-                "driver_api": gpu.driver_version,
-                "versions": {name: importlib.metadata.version(name) for name in ("torch", "pycuda", "numpy")},
-                "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "checked": check_shapes(gpu, cache, CHECKED_SHAPES),
-                "timed": time_kernels(gpu, cache),
-            }
+            record = _measure(gpu, check_only=check_only)
         name = re.sub(r"[^A-Za-z0-9]+", "-", str(record["device"])).strip("-").lower()
-        path = output / f"{name}-{str(record['date'])[:10]}.json"
+        path = output / f"{name}-{str(record['date'])[:10]}{'-checked' if check_only else ''}.json"
+        output.mkdir(parents=True, exist_ok=True)
         write_file(path, json.dumps(record, indent=1).encode())
     except (KernelError, UnetxError) as error:
         raise click.ClickException(str(error)) from error
+    for verdict in record.get("verdicts", []):
+        click.echo(json.dumps(verdict), err=True)
     click.echo(path)
 
 

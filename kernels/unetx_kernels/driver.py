@@ -154,8 +154,8 @@ def device_array(tensor: Any) -> DeviceArray:
     Parameters
     ----------
     tensor : object
-        Anything with ``__cuda_array_interface__``: a CUDA tensor of PyTorch, an array of CuPy; float32, float16 or uint8,
-        dense, (N, C, H, W) contiguous or channels-last, or of one axis.
+        Anything with ``__cuda_array_interface__``: a CUDA tensor of PyTorch, an array of CuPy; float32, float16 or
+        uint8, dense, (N, C, H, W) contiguous or channels-last, or of one axis.
 
     Raises
     ------
