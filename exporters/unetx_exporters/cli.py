@@ -167,6 +167,8 @@ def _print(result: BuildResult) -> None:
         click.echo(
             f"engine   {engine.target}: stored {engine.storage_dtype}, computes {engine.compute_dtype}, {verdict}"
         )
+    for layer, reason in result.kept.items():
+        click.echo(f"wider    {layer}: {reason}")
     for target, reason in result.skipped.items():
         click.echo(f"skipped  {target}: {reason}")
     if result.gate_report is not None:

@@ -11,20 +11,25 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from unetx_exporters.assembly import label_names
 from unetx_exporters.evaluation import torch_reference
 from unetx_exporters.gate import DriftOptions
 from unetx_exporters.gate_images import GateImages
 from unetx_exporters.graphs import GraphRequest, GraphSet, choose_kept
 from unetx_exporters.quantize.images import CalibrationSet, calibration_set, refuse_shared_images
+from unetx_exporters.quantize.likeness import grey_statistics, likeness_warnings
 from unetx_exporters.quantize.pareto import pareto_svg, pareto_to_json
 from unetx_exporters.quantize.request import GateTask, QuantizedGraph, QuantizeRequest
 from unetx_exporters.quantize.stage import Quantization
 from unetx_exporters.quantize.state import search_folder
 from unetx_exporters.targets import TargetRow
 from unetx_opt.bundle.parts import KeptLayer
+from unetx_opt.imaging.preprocess import prepare_image
 from unetx_opt.imaging.refinement import decide_labels
 from unetx_opt.optional import require
+from unetx_opt.specs import InputContract
 
 if TYPE_CHECKING:
     from unetx_exporters.options import BuildOptions
@@ -46,7 +51,7 @@ __all__ = [
 Progress = Callable[[str, int, int], None]
 
 
-def choose_calibration(options: BuildOptions, size_px: int, images: GateImages | None) -> CalibrationSet:
+def choose_calibration(options: BuildOptions, contract: InputContract, images: GateImages | None) -> CalibrationSet:
     """Choose the images for the ranges, apart from those of the gate and of reports.
 
     Raises
@@ -54,10 +59,14 @@ def choose_calibration(options: BuildOptions, size_px: int, images: GateImages |
     DataError
         There are none, one is noise, or one serves two purposes.
     """
-    chosen = calibration_set(options.data, size_px, options.seed)
-    if images is not None:
-        refuse_shared_images(chosen, images, options.data)
-    return chosen
+    chosen = calibration_set(options.data, contract.height, options.seed)
+    if images is None:
+        return chosen
+    refuse_shared_images(chosen, images, options.data)
+    prepared = (prepare_image(image.pixels, contract, image.spacing_mm)[0][np.newaxis] for image in images)
+    gate = grey_statistics(prepared, contract.value_range)
+    unlike = likeness_warnings(grey_statistics(chosen.prepared(contract), contract.value_range), gate)
+    return dataclasses.replace(chosen, notes=(*chosen.notes, *unlike))
 
 
 def drift_options(checkpoint: Checkpoint, refiner: Refiner | None) -> DriftOptions:
@@ -171,9 +180,24 @@ def search_to_json(graph: QuantizedGraph) -> dict[str, Any]:
 
 
 def write_search_evidence(
-    directory: Path, quantized: Mapping[str, QuantizedGraph], calibration: CalibrationSet
+    directory: Path,
+    quantized: Mapping[str, QuantizedGraph],
+    calibration: CalibrationSet,
+    preparation: Callable[[str], Mapping[str, Any]],
 ) -> None:
-    """Write ``search.json`` and a picture of drift against time for each scheme that was searched."""
+    """Write ``search.json`` and a picture of drift against time for each scheme that was searched.
+
+    Parameters
+    ----------
+    directory : pathlib.Path
+        Made where it is missing.
+    quantized : mapping of str to QuantizedGraph
+        By scheme.
+    calibration : CalibrationSet
+        Images of the ranges.
+    preparation : callable
+        Scheme -> ranges and steps, see `Quantization.preparation`.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     content = {
         "schema_version": 1,
@@ -183,9 +207,9 @@ def write_search_evidence(
             "image_sha256": list(calibration.sha256),
             "notes": list(calibration.notes),
         },
-        "schemes": [search_to_json(graph) for graph in quantized.values()],
+        "schemes": [{**search_to_json(graph), **preparation(graph.scheme)} for graph in quantized.values()],
     }
-    (directory / "search.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    (directory / "search.json").write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
     for graph in quantized.values():
         if graph.points:
             title = f"{graph.scheme} graph: drift against time of the plans that the search went through"

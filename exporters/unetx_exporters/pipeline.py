@@ -81,7 +81,7 @@ def build_bundle(options: BuildOptions, report: Progress = _no_report) -> BuildR
     contract = InputContract(height=size_px, width=size_px, channels=checkpoint.spec.in_channels)
     refiner = _bind_step(checkpoint, contract)  # what it lacks is said before minutes of work
     images = _gate_images(options, size_px)
-    calibration = _calibration(options, size_px, images)
+    calibration = _calibration(options, contract, images)
     with staged_bundle(options.output, archive=options.archive, overwrite=options.overwrite) as directory:
         with tempfile.TemporaryDirectory(prefix="unetx-build-") as scratch:
             attempt = Attempt(options, checkpoint, contract, host, directory, refiner, report)
@@ -160,7 +160,7 @@ def _build_int8(task: _Task) -> Findings:
             if raises == _MOST_RAISES or any(graph is None for graph in wider.values()):
                 raise
             found |= {name: graph for name, graph in wider.items() if graph is not None}
-    int8.write_search_evidence(attempt.directory / EVIDENCE, found, task.calibration)
+    int8.write_search_evidence(attempt.directory / EVIDENCE, found, task.calibration, quantization.preparation)
     notes = (*findings.notes, *task.calibration.notes, *quantization.warnings)
     return dataclasses.replace(findings, notes=notes)
 
@@ -199,12 +199,12 @@ def _choose_targets(options: BuildOptions, host: Host) -> tuple[tuple[TargetRow,
     return tuple(row for row in targets if row.name not in without), {**skipped, **without}
 
 
-def _calibration(options: BuildOptions, size_px: int, images: GateImages | None) -> CalibrationSet | None:
+def _calibration(options: BuildOptions, contract: InputContract, images: GateImages | None) -> CalibrationSet | None:
     if options.precision is not Precision.INT8:
         return None
     from unetx_exporters.int8 import choose_calibration
 
-    return choose_calibration(options, size_px, images)
+    return choose_calibration(options, contract, images)
 
 
 def _discard_search(options: BuildOptions) -> None:

@@ -67,6 +67,8 @@ class BuildResult:
         The page with the evidence; inside the bundle.
     seconds : float
         Duration of the build.
+    kept : mapping of str to str
+        Layer that has a wider type than was asked for -> why.
     """
 
     bundle: Path
@@ -79,6 +81,7 @@ class BuildResult:
     gate_data: str | None
     gate_report: str | None
     seconds: float
+    kept: Mapping[str, str]
 
 
 def summarize_build(
@@ -110,6 +113,7 @@ def summarize_build(
         gate_data=None if findings.images is None else findings.images.data,
         gate_report=report if report is None or options.archive else str(options.output / report),
         seconds=round(seconds, 1),
+        kept={layer.name: layer.reason for layer in findings.graphs.precision.kept_fp32},
     )
 
 

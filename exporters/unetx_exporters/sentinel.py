@@ -283,7 +283,7 @@ def _run_session(session: Any) -> Probe:
 def _torch_tensors(model: UNet, image: NDArray[np.float32]) -> Tensors:
     torch = require("torch", purpose="watching an engine")
     with torch.inference_mode():
-        logits, junctions = model.forward_with_junctions(torch.from_numpy(image))
+        logits, junctions = model.forward_with_junctions(torch.tensor(image))
     named = {f"{JUNCTION_PREFIX}{name}": tensor.numpy() for name, tensor in junctions.items()}
     return {**named, OUTPUT_NAME: logits.numpy()}
 

@@ -9,7 +9,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from unetx_exporters.quantize.calibrate import Calibration
-    from unetx_exporters.quantize.ranges import TensorRange
+    from unetx_exporters.quantize.prepare import PreparedGraph
 
 __all__ = ["Quantization", "open_quantized"]
 
@@ -68,13 +68,21 @@ class Quantization:
         self._nodes = {node.name for node in fold_factors(self._model).graph.node}
         self._groups = {name: list_groups(self._model, get_scheme(name)) for name in request.schemes}
         self._calibration = _calibrate(request, report)
-        self._ranges = {name: _choose_ranges(self._calibration, request, name, report) for name in request.schemes}
+        self._prepared = {name: self._prepare(name) for name in request.schemes}
         self._trials = {} if request.gate is None else self._make_trials(request.gate)
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a reader of the evidence must know about the calibration, as sentences."""
         return self._calibration.warnings
+
+    def preparation(self, scheme: str) -> dict[str, Any]:
+        """Describe the ranges and what was done to the graph before, in plain JSON types."""
+        prepared = self._prepared[scheme]
+        return {
+            "steps": [step.to_json() for step in prepared.steps],
+            "ranges": {name: found.to_json() for name, found in prepared.ranges.items()},
+        }
 
     def graphs(self) -> dict[str, QuantizedGraph]:
         """Search each scheme's graph.
@@ -172,13 +180,18 @@ class Quantization:
         return made
 
     def _quantize(self, scheme: str, types: Mapping[str, str]) -> ModelProto:
-        from unetx_exporters.quantize.insert import QuantizePlan, insert_qdq
+        from unetx_exporters.quantize.insert import QuantizePlan
 
         # A layer that float16 cannot hold may still be int8, but where it is not it is float32.
         base = {name: dtype for name, dtype in self._request.base_types.items() if name in self._nodes}
         planned = {name: base.get(name, dtype) if dtype == "float16" else dtype for name, dtype in types.items()}
-        model: ModelProto = insert_qdq(self._model, self._ranges[scheme], QuantizePlan(scheme, {**base, **planned}))
-        return model
+        return self._prepared[scheme].quantize(QuantizePlan(scheme, {**base, **planned}))
+
+    def _prepare(self, scheme: str) -> PreparedGraph:
+        from unetx_exporters.quantize.prepare import prepare_graph
+
+        self._report(f"ranges {scheme}", 0, 1)
+        return prepare_graph(self._model, self._calibration, scheme)
 
     def _write(self, scheme: Scheme, plan: Plan) -> Path:
         path = self._request.directory / f"int8-{scheme.name}.onnx"
@@ -212,15 +225,6 @@ def _calibrate(request: QuantizeRequest, report: Progress) -> Calibration:
             yield image
 
     return calibrate_ranges(request.graph, images())
-
-
-def _choose_ranges(
-    calibration: Calibration, request: QuantizeRequest, scheme: str, report: Progress
-) -> Mapping[str, TensorRange]:
-    from unetx_exporters.quantize.ranges import choose_scales
-
-    report(f"ranges {scheme}", 0, 1)
-    return choose_scales(calibration, request.graph, scheme)
 
 
 def _fingerprint(request: QuantizeRequest, gate: GateTask) -> str:
