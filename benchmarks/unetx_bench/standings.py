@@ -18,6 +18,7 @@ __all__ = [
     "find_ratio",
     "invert",
     "passes_gate",
+    "peer_latencies",
     "peer_name",
     "plain_latency",
 ]
@@ -61,6 +62,23 @@ def peer_name(candidate: Candidate) -> str:
     return candidate.name.removeprefix(f"{candidate.bundle} ")
 
 
+def peer_latencies(report: Report, bundle: str) -> dict[str, Latency]:
+    """Find the peers of a bundle: name -> latency by the span "engine".
+
+    Peers run once for a checkpoint and size: those of another bundle with the same are its own.
+    """
+    facts = {row.name: row for row in report.bundles}
+    if bundle not in facts:
+        return {}
+    kin = {name for name, row in facts.items() if _model(row) == _model(facts[bundle])}
+    found = {}
+    for row in report.candidates:
+        latency = plain_latency(report, row.name) if row.kind == "peer" and row.bundle in kin else None
+        if latency is not None:
+            found.setdefault(peer_name(row), latency)
+    return found
+
+
 def find_baseline(report: Report, bundle: str, names: tuple[str, ...] = BASELINES) -> Latency | None:
     """Find the peer that a bundle is held against.
 
@@ -69,20 +87,12 @@ def find_baseline(report: Report, bundle: str, names: tuple[str, ...] = BASELINE
     report : Report
         A run.
     bundle : str
-        Name of a bundle. Peers run once for a checkpoint and size: those of another bundle with the same are its own.
+        Name of a bundle.
     names : tuple of str
         Peers, the preferred one first.
     """
-    facts = {row.name: row for row in report.bundles}
-    if bundle not in facts:
-        return None
-    kin = {name for name, row in facts.items() if _model(row) == _model(facts[bundle])}
-    peers = {peer_name(row): row for row in report.candidates if row.kind == "peer" and row.bundle in kin}
-    for name in names:
-        latency = plain_latency(report, peers[name].name) if name in peers else None
-        if latency is not None:
-            return latency
-    return None
+    peers = peer_latencies(report, bundle)
+    return next((peers[name] for name in names if name in peers), None)
 
 
 def find_ratio(report: Report, numerator: Latency, denominator: Latency) -> Estimate | None:

@@ -38,6 +38,7 @@ COMMANDS: Mapping[str, CommandRow] = MappingProxyType(
         "verify": CommandRow("unetx_opt.cli.verify:verify", "Check every byte of a bundle and run it."),
         "segment": CommandRow("unetx_opt.cli.segment:segment", "Segment radiographs with a bundle."),
         "bench": CommandRow("unetx_bench.cli:bench", "Measure latency and drift of bundles on this machine."),
+        "compare": CommandRow("unetx_bench.compare_cli:compare", "Say what changed between two benchmarks."),
         "reproduce": CommandRow(
             "unetx_bench.reproduce.cli:reproduce", "Measure the article's table here, and answer its claims."
         ),
