@@ -119,16 +119,13 @@ def _in_words(finding: Finding) -> str:
     return f"{value}, 95 % CI {low} to {high}"
 
 
+def _told(subject: str, note: str, verdict: Verdict) -> Finding:
+    """Make a finding that is no figure."""
+    return Finding(subject=subject, estimate=None, unit="", null=None, printed=None, verdict=verdict, note=note)
+
+
 def _undecided(subject: str, note: str) -> Finding:
-    return Finding(
-        subject=subject,
-        estimate=None,
-        unit="",
-        null=None,
-        printed=None,
-        verdict=Verdict.NOT_DECIDABLE,
-        note=note,
-    )
+    return _told(subject, note, Verdict.NOT_DECIDABLE)
 
 
 def _accuracy_finding(
@@ -167,17 +164,7 @@ def _seed_findings(measured: _Measured, first: str, second: str) -> list[Finding
     if not all(values):
         return []
     shown = " against ".join(f"{row[0]:.4f} to {row[-1]:.4f} ({len(row)} seeds)" for row in values)
-    return [
-        Finding(
-            subject=f"accuracy of all seeds, {first} against {second}",
-            estimate=None,
-            unit="",
-            null=None,
-            printed=None,
-            verdict=decide_seeds(*values),
-            note=shown,
-        )
-    ]
+    return [_told(f"accuracy of all seeds, {first} against {second}", shown, decide_seeds(*values))]
 
 
 def _operations_finding(measured: _Measured, name: str) -> Finding:
@@ -249,16 +236,9 @@ def _decide_focal_time(measured: _Measured) -> list[Finding]:
     if graph.structure_sha256 != base.structure_sha256:
         hashes = f"SHA-256 {graph.structure_sha256[:16]}... and {base.structure_sha256[:16]}... differ"
         return [_undecided(subject, hashes)]
+    same = f"one and the same graph, SHA-256 {graph.structure_sha256[:16]}..., {graph.flop / 1e9:.3f} GFLOP"
     return [
-        Finding(
-            subject=subject,
-            estimate=None,
-            unit="",
-            null=None,
-            printed=None,
-            verdict=Verdict.NOT_REPRODUCED,
-            note=f"one and the same graph, SHA-256 {graph.structure_sha256[:16]}..., {graph.flop / 1e9:.3f} GFLOP",
-        ),
+        _told(subject, same, Verdict.NOT_REPRODUCED),
         *(
             finding.model_copy(update={"verdict": None, "note": "noise: the graphs are identical"})
             for finding in _time_findings(measured, "focal", None)

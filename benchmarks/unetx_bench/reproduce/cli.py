@@ -64,6 +64,7 @@ def _read_variants(context: click.Context, parameter: click.Parameter, text: str
 )
 @click.option("--target", "targets", multiple=True, type=click.Choice(tuple(SESSIONS)), help="Likewise.")
 @click.option("--images", type=click.IntRange(2), help="At most so many test images.")
+@click.option("--partial", is_flag=True, help="ChestX-ray14: leave out images without a file or a mask.")
 @click.option(
     "--seeds",
     metavar="FILE",

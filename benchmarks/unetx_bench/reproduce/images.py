@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["TEST_SPLIT", "TestImages", "open_images"]
+__all__ = ["TEST_SPLIT", "ImageChoice", "TestImages", "open_images"]
 
 TEST_SPLIT: Final = "test"
 # The sets of other seeds, which gates and builds take, share no phantom with this one.
@@ -45,37 +45,57 @@ class TestImages:
     read: Callable[[int], tuple[NDArray[Any], NDArray[np.uint8]]]
 
 
-def open_images(root: Path | None, label_count: int, limit: int | None, phantoms: int, size_px: int) -> TestImages:
-    """Open the test images.
+@dataclass(frozen=True, slots=True)
+class ImageChoice:
+    """Which images are opened.
 
-    Parameters
+    Attributes
     ----------
     root : pathlib.Path or None
         Data folder; None makes phantoms.
-    label_count : int
-        Labels of the networks, the background included.
     limit : int or None
         At most so many, chosen by the SHA-256 of their names: neither by what is in them nor by their order.
     phantoms, size_px : int
         Number and side of the phantoms.
+    partial : bool
+        ChestX-ray14: leave out images without a file or a mask, in place of an error.
+    """
+
+    root: Path | None
+    limit: int | None
+    phantoms: int
+    size_px: int
+    partial: bool = False
+
+
+def open_images(choice: ImageChoice, label_count: int) -> TestImages:
+    """Open the test images.
+
+    Parameters
+    ----------
+    choice : ImageChoice
+        Which ones.
+    label_count : int
+        Labels of the networks, the background included.
 
     Raises
     ------
     DataError
         There is no test split, or its masks have other labels than the networks.
     """
+    root = choice.root
     if root is None:
-        return _phantoms(label_count, phantoms, size_px)
+        return _phantoms(label_count, choice.phantoms, choice.size_px)
     from unetx_opt.training.nih import LABEL_SETS, NihDataset, NihOptions, open_dataset
 
     labels = next((name for name, names in LABEL_SETS.items() if len(names) == label_count), "lungs")
-    dataset = open_dataset(root, TEST_SPLIT, NihOptions(labels))
+    dataset = open_dataset(root, TEST_SPLIT, NihOptions(labels, partial=choice.partial))
     is_nih = isinstance(dataset, NihDataset)
     offered = len(dataset.label_names) if isinstance(dataset, NihDataset) else 2
     if offered != label_count:
         raise DataError(f"the masks of {root} have {offered} labels and those of the networks {label_count}")
     chosen = sorted(range(len(dataset)), key=lambda index: hashlib.sha256(dataset.names[index].encode()).digest())
-    kept = sorted(chosen[:limit])
+    kept = sorted(chosen[: choice.limit])
     names = tuple(dataset.names[index] for index in kept)
 
     def read(index: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:

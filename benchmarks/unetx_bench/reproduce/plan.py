@@ -48,6 +48,8 @@ class ReproduceOptions:
         Empty for all that this machine can build and run.
     images : int or None
         At most so many test images.
+    partial : bool
+        ChestX-ray14: leave out images without a file or a mask.
     seeds : pathlib.Path or None
         JSON file with figures of several seeds.
     seconds : float or None
@@ -66,6 +68,7 @@ class ReproduceOptions:
     targets: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ()
     images: int | None = None
+    partial: bool = False
     seeds: Path | None = None
     seconds: float | None = None
 
@@ -224,8 +227,6 @@ def _why_not_precision(precision: Precision, options: ReproduceOptions) -> str |
         return "not asked for"
     if options.quick and not options.precisions and precision is Precision.INT8:
         return "left out by --quick: its calibration and search take minutes for each variant"
-    if precision is Precision.INT8 and options.data is None:
-        return "needs the calibration split of --data"
     try:
         BuildOptions(variant=next(iter(VARIANTS)), precision=precision, output=options.output, data=options.data)
     except SpecError as error:

@@ -11,7 +11,7 @@ from unetx_bench.reproduce.accuracy import Scores, score_bundle
 from unetx_bench.reproduce.article import BASELINE
 from unetx_bench.reproduce.assembly import Measured, assemble
 from unetx_bench.reproduce.engines import Built, build_variant, graph_facts
-from unetx_bench.reproduce.images import TestImages, open_images
+from unetx_bench.reproduce.images import ImageChoice, TestImages, open_images
 from unetx_bench.reproduce.latency import TimedRun, time_variants
 from unetx_bench.reproduce.plan import DEFAULT_SIZE_PX, Plan, ReproduceOptions, make_plan
 from unetx_bench.reproduce.record import GraphRecord, Reproduction
@@ -106,7 +106,8 @@ def _prepare(plan: Plan, baseline: Weights, tell: Tell) -> _Setting:
         raise SpecError(
             f"size {size_px} is not a multiple of {baseline.divisor}, as the baseline needs: try {nearest}"
         )
-    images = open_images(options.data, baseline.label_count, plan.image_limit, plan.extent.phantoms, size_px)
+    choice = ImageChoice(options.data, plan.image_limit, plan.extent.phantoms, size_px, options.partial)
+    images = open_images(choice, baseline.label_count)
     tell(f"{len(plan.variants)} variants at {size_px} x {size_px} pixels, {images.record.note}")
     return _Setting(plan, images, size_px, Workplace(options.output / "work"), tell)
 

@@ -115,6 +115,7 @@ def _train(variant: str, plan: Plan, found: Mapping[str, Weights], tell: Callabl
         arguments += ["--weights", found[BASELINE].path]
     else:
         arguments += ["--epochs", options.epochs, "--width", options.width, "--resume"]
+    arguments += ["--partial"] if options.partial else []
     tell(f"training {variant}")
     command = [sys.executable, "-m", "unetx_opt.cli.main", "train", *map(str, arguments)]
     # What training prints is no part of the result on stdout.

@@ -69,10 +69,6 @@ def test_a_precision_that_this_version_cannot_build_is_left_out_with_its_reason(
     assert plan.left_out["int8"] == "precision int8 is not part of this version"
 
 
-def test_int8_without_data_has_nothing_to_be_calibrated_on(host: Any) -> None:
-    assert "--data" in make_plan(ReproduceOptions(OUTPUT), host).left_out["int8"]
-
-
 def test_a_target_that_cannot_run_here_is_not_built_for_its_time(host: Any) -> None:
     bare = dataclasses.replace(host, compute_capability=None, gpu=None, driver=None)
     plan = make_plan(ReproduceOptions(OUTPUT), bare)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import types
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,18 @@ from scipy import stats
 
 from unetx_bench.ratios import ratio_interval
 from unetx_bench.reproduce.accuracy import FIGURES, compare_variants, summarize_scores
-from unetx_bench.reproduce.images import open_images
+from unetx_bench.reproduce.images import ImageChoice, open_images
 from unetx_bench.reproduce.latency import TimedRun, estimate_engines, estimate_step
 from unetx_bench.reproduce.plan import ReproduceOptions
 from unetx_bench.reproduce.stages import Workplace
 from unetx_bench.reproduce.weights import find_weights, read_seeds
-from unetx_opt.errors import CheckpointError, DataError
+from unetx_opt.errors import CheckpointError, DataError, UnetxError
 
 ENGINE = "onnxruntime-cpu fp32 (float32)"
 
 
 def test_the_test_split_is_read_and_called_by_its_name(ellipses: Path) -> None:
-    images = open_images(ellipses, 2, None, 4, 64)
+    images = open_images(ImageChoice(ellipses, None, 4, 64), 2)
     assert images.names == tuple(f"{index:02d}.png" for index in range(14, 20))
     assert (images.record.kind, images.record.split) == ("folder", "test")
     assert "not NIH" in images.record.note
@@ -34,27 +35,27 @@ def test_the_test_split_is_read_and_called_by_its_name(ellipses: Path) -> None:
 
 
 def test_fewer_images_are_the_same_few_every_time(ellipses: Path) -> None:
-    few = open_images(ellipses, 2, 3, 4, 64)
+    few = open_images(ImageChoice(ellipses, 3, 4, 64), 2)
     assert (few.record.images, few.record.available) == (3, 6)
-    assert set(few.names) <= set(open_images(ellipses, 2, 5, 4, 64).names)
-    assert few.record == open_images(ellipses, 2, 3, 4, 64).record
-    assert few.record.images_sha256 != open_images(ellipses, 2, 4, 4, 64).record.images_sha256
-    whole = open_images(ellipses, 2, None, 4, 64)
+    assert set(few.names) <= set(open_images(ImageChoice(ellipses, 5, 4, 64), 2).names)
+    assert few.record == open_images(ImageChoice(ellipses, 3, 4, 64), 2).record
+    assert few.record.images_sha256 != open_images(ImageChoice(ellipses, 4, 4, 64), 2).record.images_sha256
+    whole = open_images(ImageChoice(ellipses, None, 4, 64), 2)
     for index, name in enumerate(few.names):
         assert np.array_equal(few.read(index)[1], whole.read(whole.names.index(name))[1])
 
 
 def test_phantoms_are_called_phantoms() -> None:
-    images = open_images(None, 2, None, 3, 64)
+    images = open_images(ImageChoice(None, None, 3, 64), 2)
     assert (images.record.kind, images.record.split, len(images.names)) == ("phantom", None, 3)
     assert "not patients" in images.record.note
     with pytest.raises(DataError, match="--data"):
-        open_images(None, 4, None, 3, 64)
+        open_images(ImageChoice(None, None, 3, 64), 4)
 
 
 def test_masks_with_other_labels_than_the_networks_are_refused(ellipses: Path) -> None:
     with pytest.raises(DataError, match="2 labels and those of the networks 4"):
-        open_images(ellipses, 4, None, 3, 64)
+        open_images(ImageChoice(ellipses, None, 3, 64), 4)
 
 
 def plan(**given: Any) -> Any:
@@ -80,6 +81,47 @@ def test_weights_of_another_variant_are_not_taken(checkpoints: Path, tmp_path: P
 def test_without_a_baseline_there_is_nothing_to_compare_with(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="baseline"):
         find_weights(plan(checkpoints=tmp_path), print)
+
+
+def test_what_has_no_weights_is_trained_on_the_data(ellipses: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    options = ReproduceOptions(output, data=ellipses, train=True, epochs=1, width=2, size_px=32)
+    asked = types.SimpleNamespace(options=options, variants=("unet",))
+    told: list[str] = []
+    found, missing = find_weights(asked, told.append)
+    assert missing == {}
+    assert told == ["training unet"]
+    assert (found["unet"].record.trained_on, found["unet"].record.trained_size_px) == (ellipses.name, 32)
+    again = find_weights(asked, told.append)[0]
+    assert again["unet"].record == found["unet"].record
+    assert told == ["training unet"]
+
+
+def test_a_step_alone_is_fitted_to_the_weights_of_the_baseline_with_a_mock_in_place_of_the_command(
+    ellipses: Path, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[list[str]] = []
+
+    def write(command: list[str], **given: Any) -> Any:
+        calls.append(command)
+        name = command[command.index("--variant") + 1]
+        source = checkpoints / f"{name}.safetensors"
+        if not source.is_file():
+            return types.SimpleNamespace(returncode=1)
+        Path(command[command.index("--output") + 1]).write_bytes(source.read_bytes())
+        return types.SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(subprocess, "run", write)
+    options = ReproduceOptions(tmp_path / "out", data=ellipses, train=True, epochs=3, partial=True)
+    names = ("unet", "focal", "crf")
+    found = find_weights(types.SimpleNamespace(options=options, variants=names), print)[0]
+    assert list(found) == list(names)
+    assert ["--weights" in command for command in calls] == [False, False, True]
+    assert ["--resume" in command for command in calls] == [True, True, False]
+    assert str(found["unet"].path) in calls[2]
+    assert all("--partial" in command for command in calls)
+    with pytest.raises(UnetxError, match="training dilated ended with exit code 1"):
+        find_weights(types.SimpleNamespace(options=options, variants=("unet", "dilated")), print)
 
 
 def test_seeds_are_read_by_figure(tmp_path: Path) -> None:
