@@ -66,7 +66,7 @@ LIMITS: Final[Mapping[str, JunctionLimit]] = MappingProxyType(
         "float32": JunctionLimit(torch=1e-3, graph=1e-3),
         "float16": JunctionLimit(torch=0.02, graph=0.02),
         "bfloat16": JunctionLimit(torch=0.06, graph=0.06),
-        "int8": JunctionLimit(torch=0.4, graph=0.2),
+        "int8": JunctionLimit(torch=0.25, graph=0.15),
     }
 )
 #: An fp16 request stores its weights rounded also where the arithmetic is float32.

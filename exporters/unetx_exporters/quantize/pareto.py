@@ -12,10 +12,12 @@ from typing import Any, Final
 from unetx_exporters.gate import DriftMeasurement
 from unetx_exporters.quantize.candidates import LayerGroup, Plan, Scheme, plan_cost
 from unetx_exporters.quantize.search import SearchResult
+from unetx_exporters.quantize.sensitivity import rank_groups
 
 __all__ = ["ParetoPoint", "choose_plans", "pareto_points", "pareto_svg", "pareto_to_json"]
 
-_MOST_PLANS: Final = 7
+_MOST_PLANS: Final = 8
+_RAISED: Final = (1, 2, 4, 8, 16)
 _WIDTH, _HEIGHT = 560, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 86, 24, 20, 50
 _STYLE: Final = (
@@ -68,7 +70,7 @@ def choose_plans(result: SearchResult, groups: Sequence[LayerGroup]) -> dict[str
     Returns
     -------
     mapping of str to Plan
-        Name to plan, at most seven, none twice.
+        Name to plan, at most eight, none twice.
     """
     chosen = {
         "chosen": result.plan,
@@ -76,14 +78,20 @@ def choose_plans(result: SearchResult, groups: Sequence[LayerGroup]) -> dict[str
         "every layer in its widest type": Plan.widest(groups),
     }
     between = [step for step in result.steps if step.plan not in chosen.values()]
-    room = _MOST_PLANS - len(set(chosen.values()))
-    if between and room > 0:
+    room = _MOST_PLANS // 2
+    if between:
         stride = max(1, math.ceil(len(between) / room))
         chosen |= {step.action: step.plan for step in between[::stride]}
+    # A search that ends early has few steps: the curve goes on where it would have gone.
+    plan = Plan.narrowest(groups)
+    for rank, index in enumerate(rank_groups(result.sensitivities), start=1):
+        plan = plan.changed(index, groups[index].types[-1])
+        if rank in _RAISED:
+            chosen.setdefault(f"the {rank} most sensitive in their widest type", plan)
     unique: dict[Plan, str] = {}
     for name, plan in chosen.items():
         unique.setdefault(plan, name)
-    return {name: plan for plan, name in unique.items()}
+    return {name: plan for plan, name in list(unique.items())[:_MOST_PLANS]}
 
 
 def pareto_points(

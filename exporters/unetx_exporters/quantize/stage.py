@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -168,7 +169,7 @@ class Quantization:
             setup = TrialSetup(
                 groups=self._groups[name],
                 quantize=functools.partial(self._quantize, name),
-                open_graph=open_quantized,
+                open_graph=_OPENERS[name],
                 reference=reference,
                 images=gate.images,
                 contract=request.contract,
@@ -202,18 +203,38 @@ class Quantization:
 
 @contextlib.contextmanager
 def open_quantized(model: ModelProto) -> Iterator[Engine]:
-    """Run an 8-bit graph under ONNX Runtime on the CPU, with float16 layers rounded as `emulate_fp16` says."""
-    from unetx_exporters.onnx.graph import OUTPUT_NAME
+    """Run an 8-bit graph of the scheme "cpu" as the engine of onnxruntime-cpu runs it."""
+    from unetx_exporters.onnxruntime.integer_form import integer_form
+
+    with _open(integer_form(model)) as engine:
+        yield engine
+
+
+@contextlib.contextmanager
+def _open_emulated(model: ModelProto) -> Iterator[Engine]:
+    """Run an 8-bit graph with float16 layers on the CPU, rounded as `emulate_fp16` says."""
     from unetx_exporters.onnx.precision import emulate_fp16
+
+    with _open(emulate_fp16(model)) as engine:
+        yield engine
+
+
+@contextlib.contextmanager
+def _open(model: ModelProto) -> Iterator[Engine]:
+    from unetx_exporters.onnx.graph import OUTPUT_NAME
     from unetx_exporters.onnx.verify import GraphRunner
 
-    with GraphRunner(emulate_fp16(model)) as runner:
+    with GraphRunner(model) as runner:
 
         def run(image_nchw: NDArray[np.float32]) -> NDArray[np.float32]:
             logits: NDArray[np.float32] = runner.run(image_nchw)[OUTPUT_NAME]
             return logits
 
         yield run
+
+
+#: Scheme -> how its graphs are run on the machine of the build.
+_OPENERS: Final = MappingProxyType({"cpu": open_quantized, "tensorrt": _open_emulated})
 
 
 def _calibrate(request: QuantizeRequest, report: Progress) -> Calibration:
