@@ -52,7 +52,7 @@ class CalibrationOptions:
     few_images : int
         A calibration on fewer images is warned about.
     probes : int
-        Images that are kept, on which the methods of `choose_scales` are compared.
+        Images that are kept, on which ranges and preparations are measured.
     threads : int or None
         Threads of one operator; None for all that this process may use.
     """
@@ -61,7 +61,7 @@ class CalibrationOptions:
     group_bytes: int = 256 * 2**20
     sampled_values: int = 2**19
     few_images: int = 16
-    probes: int = 2
+    probes: int = 4
     threads: int | None = None
 
 

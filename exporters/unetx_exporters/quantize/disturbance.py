@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ else:
 __all__ = ["logit_errors"]
 
 Range = tuple[float, float]
+
+#: A candidate with this many times the least error so far is measured no further.
+_BEATEN: Final = 1.5
 
 
 def logit_errors(
@@ -45,7 +48,8 @@ def logit_errors(
     Returns
     -------
     dict of str to dict of str to float
-        Tensor -> candidate -> error, the mean over images; infinite where the logits are not finite.
+        Tensor -> candidate -> error, the mean over images; infinite where the logits are not finite. A candidate
+        that does much worse than another on the first images is left out.
     """
     with GraphRunner(model, keep_memory=False) as runner:
         expected = [runner.run(image)[OUTPUT_NAME] for image in images]
@@ -72,11 +76,13 @@ def _errors(
     ):
         for image, logits in zip(images, expected, strict=True):
             values = image if name == INPUT_NAME else before.run(image)[name]
-            for key, quantizer in quantizers.items():
-                rounded = quantizer.dequantize(quantizer.quantize(values))
+            for key in sums:
+                rounded = quantizers[key].dequantize(quantizers[key].quantize(values))
                 tensors = {INPUT_NAME: image, name: rounded}
-                moved = behind.run_from({key: tensors[key] for key in inputs})[OUTPUT_NAME]
+                moved = behind.run_from({read: tensors[read] for read in inputs})[OUTPUT_NAME]
                 sums[key] += float(np.mean((moved.astype(np.float64) - logits) ** 2))
+            least = min(sums.values())
+            sums = {key: total for key, total in sums.items() if not total > _BEATEN * least}
     return {key: total / len(images) if np.isfinite(total) else float("inf") for key, total in sums.items()}
 
 

@@ -35,6 +35,8 @@ _LEVELS: Final = 256
 _SAME: Final = 0.02
 #: A range with this many times the least squared error is not measured.
 _HOPELESS: Final = 8.0
+#: Images on which ranges are compared, of those that a calibration keeps: each costs a run for every candidate.
+_PROBES: Final = 2
 
 Range = tuple[float, float]
 
@@ -90,14 +92,15 @@ def choose_scales(
 
     grid = get_form(scheme).activations
     candidates = {name: distinct_ranges(found, grid) for name, found in calibration.histograms.items()}
-    errors = logit_errors(load_graph(graph), candidates, grid, calibration.probes) if calibration.probes else {}
+    images = calibration.probes[:_PROBES]
+    errors = logit_errors(load_graph(graph), candidates, grid, images) if images else {}
     chosen = {}
     for name, methods in candidates.items():
         histogram = calibration.histograms[name]
         own = errors.get(name) or {
             method: squared_error(histogram, grid, limits) for method, limits in methods.items()
         }
-        best = min(methods, key=lambda method: own[method])
+        best = min(own, key=lambda method: own[method])
         chosen[name] = TensorRange(*methods[best], best, own[best])
     return chosen
 

@@ -84,7 +84,7 @@ def test_images_pass_one_at_a_time_whatever_their_number(tiny_unet: Callable[...
 
     found = calibrate_ranges(tiny_unet(), images(), CalibrationOptions(threads=1))
     assert found.images == 40
-    assert len(found.probes) == 2
+    assert len(found.probes) == 4
     assert most <= 1
     assert max(len(histogram.counts) for histogram in found.histograms.values()) <= 2048
 
@@ -163,12 +163,19 @@ def test_the_method_that_disturbs_the_logits_least_is_chosen(tiny_unet: Callable
     calibration = calibrate_ranges(model, map(smooth, range(6)), ALL)
     chosen = choose_scales(calibration, model)
     minmax = {name: {"min-max": (h.low, h.high)} for name, h in calibration.histograms.items()}
-    errors = logit_errors(model, minmax, grid, calibration.probes)
+    images = calibration.probes[:2]
+    errors = logit_errors(model, minmax, grid, images)
     for name, found in chosen.items():
         assert found.method in METHODS
         assert found.error <= errors[name]["min-max"] * 1.000001
-        again = logit_errors(model, {name: {"own": (found.low, found.high)}}, grid, calibration.probes)[name]["own"]
+        again = logit_errors(model, {name: {"own": (found.low, found.high)}}, grid, images)[name]["own"]
         assert again == pytest.approx(found.error, rel=1e-6)
+
+
+def test_a_candidate_that_is_beaten_on_the_first_image_is_left_out(tiny_unet: Callable[..., Any]) -> None:
+    candidates = {"merge.relu.out": {"fair": (0.0, 1.0), "absurd": (0.0, 1e-3), "worse": (0.0, 1000.0)}}
+    found = logit_errors(tiny_unet(), candidates, get_form("cpu").activations, [smooth(5), smooth(6)])
+    assert list(found["merge.relu.out"]) == ["fair"]
 
 
 def test_without_kept_images_the_error_of_the_tensor_itself_decides(tiny_unet: Callable[..., Any]) -> None:
