@@ -107,7 +107,8 @@ def _measure_limits(opened: Opened, request: BenchRequest, note: Note) -> tuple[
     }
     note("measuring the limits of this machine")
     devices = ["cpu", *(["cuda"] if targets & _GPU_TARGETS else [])]
-    return tuple(measure_ceilings(device, request.threads) for device in devices)
+    seconds = min(1.0, request.measure.maximum_seconds / 30)
+    return tuple(measure_ceilings(device, request.threads, seconds) for device in devices)
 
 
 def _measure_drift(

@@ -2,9 +2,9 @@
 
     python -m unetx_bench.self_check --trials 100 -o self-check.json
 
-Each trial loads one small engine three times, and times the copies in turns; the third is slowed: after its call it
-waits for a share of the time that this very call took. The first two must be called the same, the third slower than
-the first. A trial has the default settings but for its time, which is shorter.
+Each trial loads one small engine three times, draws which copy plays which part, and times them in turns; one is
+slowed: after its call it waits for a share of the time that this very call took. The other two must be called the
+same, the slowed one slower. A trial has the default settings but for its time, which is shorter.
 """
 
 from __future__ import annotations
@@ -40,12 +40,13 @@ from unetx_opt.specs import EngineRecord
 
 __all__ = ["main", "measure_empty_call", "run_trial", "slowed"]
 
-_NAMES: Final = ("first copy", "second copy", "third copy, slowed")
+_NAMES: Final = ("a copy", "another copy", "a copy, slowed")
 
 
 @click.command()
 @click.option("--trials", type=click.IntRange(1), default=100, show_default=True, help="Each takes --seconds.")
 @click.option("--seconds", type=click.FloatRange(0.1), default=6.0, show_default=True, help="Most time for a trial.")
+@click.option("--minutes", type=click.FloatRange(0), default=60.0, show_default=True, help="Begin no trial later.")
 @click.option("--slowdown", type=click.FloatRange(0), default=0.05, show_default=True, help="Planted share.")
 @click.option("--engine", type=click.Choice(["onnxruntime", "openvino"]), default="onnxruntime", show_default=True)
 @click.option("--size", "size_px", type=click.IntRange(32), default=64, show_default=True, help="Input in pixels.")
@@ -60,12 +61,17 @@ def main(output: Path, trials: int, simulated: int, **given: Any) -> None:
         maximum_seconds=given["seconds"], ratios=((_NAMES[1], _NAMES[0]), (_NAMES[2], _NAMES[0]))
     )
     environment = capture_environment()
-    rows = []
+    rows: list[dict[str, Any]] = []
+    started = time.perf_counter()
     with scratch_directory(output) as folder:
         graph, image = _make_graph(folder, given["size_px"])
         for trial in range(trials):
+            if time.perf_counter() - started > given["minutes"] * 60:
+                break
             with ExitStack() as stack:
                 engines = [_open_engine(stack, graph, image, given) for _ in range(3)]
+                # Where an engine's memory lies depends on when it was loaded: no part always has the first.
+                engines = [engines[index] for index in np.random.default_rng(trial).permutation(3)]
                 contenders = (
                     Contender(_NAMES[0], engines[0]),
                     Contender(_NAMES[1], engines[1]),
@@ -79,6 +85,7 @@ def main(output: Path, trials: int, simulated: int, **given: Any) -> None:
         "schema_version": 1,
         "what": "two copies of one engine, and a third with a planted slowdown",
         "settings": {**given, "trials": trials, "measure": asdict(options)},
+        "trials_done": len(rows),
         "counts": {key: dict(Counter(row[key]["verdict"] for row in rows)) for key in ("equal", "slowed")},
         "disturbed_trials": sum(bool(row["disturbances"]) for row in rows),
         "harness": measure_empty_call(),

@@ -1,0 +1,105 @@
+"""The commands that leave records: the self-check, agreement with other tools, and the GPU record as far as here."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from unetx_bench import agreement, gpu_record, self_check
+from unetx_bench.energy import COUNTERS, EnergyCounter, measure_energy
+from unetx_bench.errors import MeasurementError
+from unetx_bench.profile import read_onnxruntime_events
+
+
+def test_a_slowed_call_takes_its_share_longer() -> None:
+    start = time.perf_counter()
+    self_check.slowed(lambda: time.sleep(0.02), 0.5)()
+    assert time.perf_counter() - start >= 0.03
+
+
+def test_the_self_check_records_every_trial_and_what_it_costs(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    output = tmp_path / "check.json"
+    arguments = ["--trials", "2", "--seconds", "1", "--simulated", "5", "--slowdown", "1.0", "-o", str(output)]
+    result = CliRunner().invoke(self_check.main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    record = json.loads(output.read_text(encoding="ascii"))
+    assert len(record["trials"]) == 2
+    assert sum(record["counts"]["equal"].values()) == 2
+    # Twice as long is found on any machine; whether two copies are equal is for the long run to say.
+    assert record["counts"]["slowed"] == {"slower": 2}
+    assert set(record["harness"]) == {"empty_call_us", "clock_overhead_us", "own_cost_us"}
+
+
+def test_the_median_of_benchmark_app_is_read_from_what_it_prints() -> None:
+    text = "[ INFO ] Latency:\n[ INFO ]    Median:        12.34 ms\n[ INFO ]    Average:       13.00 ms\n"
+    assert agreement.read_median_ms(text) == 12.34
+    with pytest.raises(MeasurementError, match="no such model"):
+        agreement.read_median_ms("[ ERROR ] no such model\n")
+
+
+def test_agreement_with_the_profiler_of_onnx_runtime_is_recorded_call_by_call(small_bundle: Path) -> None:
+    from unetx_bench.bundles import open_engines
+
+    with open_engines(small_bundle, threads=1) as opened:
+        engine = next(engine for engine in opened.engines if engine.record.target == "onnxruntime-cpu")
+        row = agreement.agreement_with_profiler(opened, engine, threads=1, seconds=1.0)
+    harness, profiler = row["samples_ms"]["harness"], row["samples_ms"]["profiler"]
+    assert len(harness) == len(profiler)
+    # The profiler's stamps lie inside the harness's: to the microsecond that it rounds to.
+    assert all(outer >= inner - 0.002 for outer, inner in zip(harness, profiler, strict=True))
+
+
+def test_profiles_are_means_over_the_last_inferences_only() -> None:
+    def node(name: str, took_us: int) -> dict[str, object]:
+        return {"cat": "Node", "name": f"{name}_kernel_time", "dur": took_us, "args": {"op_name": "Conv"}}
+
+    events: list[dict[str, object]] = []
+    for took_us in (9000, 1000, 3000):
+        events += [node("a", took_us), node("b", 500), {"cat": "Session", "name": "model_run", "dur": took_us + 600}]
+    profile = read_onnxruntime_events(events, inferences=2)
+    assert [(layer.name, layer.mean_ms) for layer in profile.layers] == [("a", 2.0), ("b", 0.5)]
+    assert profile.whole_ms == pytest.approx(2.6)
+
+
+def test_energy_counts_joules_for_each_inference_also_where_the_counter_begins_again() -> None:
+    readings = iter([95.0, 5.0])
+    counter = EnergyCounter("double", "a double", lambda: None, lambda: next(readings), lambda: 100.0)
+    figure = measure_energy(lambda: time.sleep(0.01), counter, seconds=0.05)
+    assert figure.joules_per_inference * figure.inferences == pytest.approx(10.0)
+
+
+def test_a_counter_that_cannot_be_read_says_why() -> None:
+    for counter in COUNTERS.values():
+        if counter.why_not() is not None:
+            with pytest.raises(MeasurementError, match="cannot be read here"):
+                measure_energy(int, counter)
+            return
+    pytest.skip("this machine has every counter")
+
+
+def test_the_gpu_record_names_what_did_not_run_and_why(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    request = gpu_record.RecordRequest(
+        variants=("unet",),
+        precisions=("fp32",),
+        targets=("onnxruntime-cpu", "onnxruntime-cuda"),
+        peers=("torch-eager", "torch-cuda-graph-fp16"),
+        width=2,
+        size_px=64,
+        seconds=1.0,
+    )
+    record = gpu_record.make_record(request, tmp_path / "record")
+    assert record["reports"] == {"unet": "unet/report.json"}
+    assert (tmp_path / "record" / "unet" / "report.json").is_file()
+    assert "unet-fp32-onnxruntime-cuda" in record["did_not_run"]
+    assert any("torch-cuda-graph-fp16" in name for name in record["did_not_run"])
+    assert json.loads((tmp_path / "record" / "gpu-record.json").read_text(encoding="ascii")) == json.loads(
+        json.dumps(record)
+    )
