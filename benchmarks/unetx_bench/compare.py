@@ -172,8 +172,8 @@ def _compare_timing(first: Timing, second: Timing, rules: _Rules) -> ContenderCh
     common = [name for name in peers[0] if name in peers[1]]
     preferred = (rules.peer,) if rules.peer is not None else (*BASELINES, *common)
     peer = next((name for name in preferred if name in common), None)
-    ratios: list[Estimate | None] = [None, None]
-    verdict, change, remark = "not comparable", None, ""
+    ratio_before = ratio_after = change = None
+    verdict, remark = "not comparable", ""
     if peer is None:
         remark = f"{rules.peer or 'a common peer'} is not in both runs"
     elif peer == first.key.name and first.kind == "peer":
@@ -181,23 +181,22 @@ def _compare_timing(first: Timing, second: Timing, rules: _Rules) -> ContenderCh
     elif rules.images_differ and first.key.span != "engine":
         remark = "the timed images differ"
     else:
-        ratios = [
-            find_ratio(rules.before, first.latency, peers[0][peer]),
-            find_ratio(rules.after, second.latency, peers[1][peer]),
-        ]
-        change = _divide(ratios[1], ratios[0])
+        ratio_before = find_ratio(rules.before, first.latency, peers[0][peer])
+        ratio_after = find_ratio(rules.after, second.latency, peers[1][peer])
+        change = _divide(ratio_after, ratio_before)
         verdict = _decide(change, rules.bound)
         remark = "" if change is not None else "too few rounds for an interval"
     return ContenderChange(
-        str(first.key),
-        first.kind,
-        first.latency.median_ms,
-        second.latency.median_ms,
-        peer,
-        *ratios,
-        change,
-        verdict,
-        remark,
+        contender=str(first.key),
+        kind=first.kind,
+        median_before_ms=first.latency.median_ms,
+        median_after_ms=second.latency.median_ms,
+        peer=peer,
+        ratio_before=ratio_before,
+        ratio_after=ratio_after,
+        change=change,
+        verdict=verdict,
+        remark=remark,
     )
 
 

@@ -16,7 +16,7 @@ __all__ = ["compare", "describe_comparison"]
 _REGRESSION: Final = 3
 
 
-class _Fraction(click.ParamType):
+class _Fraction(click.ParamType[float]):
     """A fraction, as "5%" or as "0.05"."""
 
     name = "fraction"

@@ -71,9 +71,19 @@ def drift_changes(before: Report, after: Report) -> tuple[DriftChange, ...]:
     rows = []
     for name in first:
         if name in second:
-            decisions = _decision(first[name]), _decision(second[name])
-            fields = [[decision.get(key) for decision in decisions] for key in ("name", "passed", "mean_agreement")]
-            rows.append(DriftChange(name, *fields[0], *fields[1], *fields[2], same_images=same))
+            old, new = _decision(first[name]), _decision(second[name])
+            rows.append(
+                DriftChange(
+                    engine=name,
+                    gate_before=old.get("name"),
+                    gate_after=new.get("name"),
+                    passed_before=old.get("passed"),
+                    passed_after=new.get("passed"),
+                    agreement_before=old.get("mean_agreement"),
+                    agreement_after=new.get("mean_agreement"),
+                    same_images=same,
+                )
+            )
     return tuple(rows)
 
 

@@ -71,7 +71,7 @@ def peer_latencies(report: Report, bundle: str) -> dict[str, Latency]:
     if bundle not in facts:
         return {}
     kin = {name for name, row in facts.items() if _model(row) == _model(facts[bundle])}
-    found = {}
+    found: dict[str, Latency] = {}
     for row in report.candidates:
         latency = plain_latency(report, row.name) if row.kind == "peer" and row.bundle in kin else None
         if latency is not None:

@@ -38,12 +38,15 @@ class TimingKey:
         Clock.
     batch : int
         Images in a call.
+    flop : int
+        Operations of the network: one of another width is another one.
     """
 
     model: str
     name: str
     span: str
     batch: int
+    flop: int
 
     def __str__(self) -> str:
         """Name it: "unet fp16 512 x 512 openvino-cpu [engine]"."""
@@ -88,11 +91,12 @@ def candidate_titles(report: Report) -> dict[str, tuple[str, str]]:
 def list_timings(report: Report) -> dict[TimingKey, Timing]:
     """List the contenders of a report."""
     titles, candidates = candidate_titles(report), {row.name: row for row in report.candidates}
-    found = {}
+    flops = {row.name: row.flop for row in report.bundles}
+    found: dict[TimingKey, Timing] = {}
     for latency in report.latencies:
         candidate = candidates.get(latency.candidate)
         if candidate is not None:
-            key = TimingKey(*titles[candidate.name], latency.span, latency.batch)
+            key = TimingKey(*titles[candidate.name], latency.span, latency.batch, flops.get(candidate.bundle, 0))
             found.setdefault(key, Timing(key, candidate.kind, candidate.bundle, latency))
     return found
 

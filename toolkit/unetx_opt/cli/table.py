@@ -39,6 +39,8 @@ COMMANDS: Mapping[str, CommandRow] = MappingProxyType(
         "segment": CommandRow("unetx_opt.cli.segment:segment", "Segment radiographs with a bundle."),
         "bench": CommandRow("unetx_bench.cli:bench", "Measure latency and drift of bundles on this machine."),
         "compare": CommandRow("unetx_bench.compare_cli:compare", "Say what changed between two benchmarks."),
+        "history": CommandRow("unetx_bench.history_cli:history", "Follow one machine over many benchmarks."),
+        "fleet": CommandRow("unetx_bench.history_cli:fleet", "Put the benchmarks of workstations side by side."),
         "reproduce": CommandRow(
             "unetx_bench.reproduce.cli:reproduce", "Measure the article's table here, and answer its claims."
         ),
