@@ -89,7 +89,7 @@ def _options(compilation: Compilation) -> list[str]:
     return [
         "-std=c++17",
         f"-arch={compilation.architecture}",
-        *(f"-I{folder}" for folder in include_folders()),
+        *(f"-I{folder}" for folder in (*include_folders(), compilation.source.parent)),
         *(f"-D{name}={value}" for name, value in sorted(compilation.definitions.items())),
     ]
 
