@@ -100,8 +100,10 @@ def agreement_with_benchmark_app(engine: OpenedEngine, folder: Path, how: tuple[
     threads, pairs, seconds = how
     image = _blank(engine)
     command = [
-        *(sys.executable, "-c", _TOOL, "-m", str(folder / Path(engine.record.files[0]).name), "-d", "CPU"),
-        *("-hint", "latency", "-api", "sync", "-nthreads", str(threads), "-t", str(round(seconds))),
+        *(sys.executable, "-c", _TOOL, "-m", str(folder.resolve() / Path(engine.record.files[0]).name), "-d", "CPU"),
+        # It takes a number of threads only without a hint; one stream and one request are what the hint gives.
+        *("-hint", "none", "-nstreams", "1", "-nireq", "1", "-nthreads", str(threads)),
+        *("-api", "sync", "-t", str(round(seconds))),
         *("-infer_precision", engine.record.settings.get("inference_precision", "f32")),
         *("-data_shape", f"[{','.join(map(str, image.shape))}]"),
     ]
