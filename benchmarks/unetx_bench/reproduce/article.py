@@ -82,8 +82,8 @@ _SHARE: Final = (
     "leaves less to gain. "
 )
 _FLOOR: Final = (
-    "A ratio counts as less below 0.990, as two copies of one engine differ by up to 1 %, and only below the ratios "
-    "that engines of one graph show in the same run. "
+    "A ratio counts as less below 0.990, as two copies of one engine differ by up to 1 %. Before it is judged, its "
+    "interval is widened by the ratios that engines of one and the same graph show in the same run. "
 )
 _ALL: Final = "A claim of several parts is reproduced where all are, and not where one is not."
 

@@ -19,12 +19,14 @@ from unetx_bench.reproduce.record import (
     VariantRecord,
     Verdict,
 )
-from unetx_bench.reproduce.verdicts import Effect, combine, decide_absence, decide_effect, decide_seeds
+from unetx_bench.reproduce.verdicts import Effect, combine, decide_absence, decide_effect, decide_seeds, widen
 from unetx_bench.statistics import DECISION_MARGIN
 
 __all__ = ["decide_claims"]
 
 _ACCURACY: Final = "accuracy"
+#: A ratio counts as less below this: copies of one engine differ by the harness's margin.
+_LESS: Final = 1.0 / (1.0 + DECISION_MARGIN)
 _SINGLE: Final = ("focal", "attention", "dilated", "crf")
 
 
@@ -50,17 +52,19 @@ class _Measured:
     def latencies(self, name: str) -> Mapping[str, EngineLatency]:
         return {latency.engine: latency for latency in self.variants[name].latencies}
 
-    def no_change(self, engine: str) -> float:
-        """Largest ratio that counts as less: the harness's margin, or what engines of one graph differ by."""
+    def noise(self, engine: str) -> tuple[float, float]:
+        """Lowest and highest ratio that engines of the baseline's very graph show: 1 and 1 where there is none."""
         base = self.variants[BASELINE].graph
-        same = (
-            latency.ratio.low
+        ratios = [
+            latency.ratio
             for row in self.variants.values()
-            if row.name != BASELINE and row.graph and base and row.graph.structure_sha256 == base.structure_sha256
+            if row.graph is not None and base is not None and row.graph.structure_sha256 == base.structure_sha256
             for latency in row.latencies
-            if latency.engine == engine and latency.ratio is not None and latency.ratio.low is not None
-        )
-        return min(1.0 / (1.0 + DECISION_MARGIN), *same, 1.0)
+            if latency.engine == engine and latency.ratio is not None
+        ]
+        lows = [ratio.low for ratio in ratios if ratio.low is not None]
+        highs = [ratio.high for ratio in ratios if ratio.high is not None]
+        return min([1.0, *lows]), max([1.0, *highs])
 
 
 def decide_claims(variants: Sequence[VariantRecord], data: DataRecord) -> tuple[ClaimRecord, ...]:
@@ -114,7 +118,7 @@ def _in_words(finding: Finding) -> str:
     estimate = finding.estimate
     if estimate is None or estimate.low is None or estimate.high is None:
         return "no interval"
-    form = "{:+.4f}" if finding.unit == _ACCURACY else "{:.3f}"
+    form = "{:+.5f}" if finding.unit == _ACCURACY else "{:.3f}"
     value, low, high = (form.format(number) for number in (estimate.value, estimate.low, estimate.high))
     return f"{value}, 95 % CI {low} to {high}"
 
@@ -198,15 +202,16 @@ def _time_findings(measured: _Measured, name: str, printed: float | None) -> lis
         ratio = latency.ratio if measured.variants[name].step is None else latency.ratio_with_step
         if ratio is None:
             continue
-        null = measured.no_change(engine)
+        judged = widen(ratio, *measured.noise(engine))
         findings.append(
             Finding(
                 subject=f"{subject}, {engine}",
                 estimate=ratio,
+                judged=judged,
                 unit="ratio",
-                null=null,
+                null=_LESS,
                 printed=printed,
-                verdict=decide_effect(Effect(ratio, null, printed, raises=False)),
+                verdict=decide_effect(Effect(judged, _LESS, printed, raises=False)),
                 note="",
             )
         )
@@ -240,7 +245,7 @@ def _decide_focal_time(measured: _Measured) -> list[Finding]:
     return [
         _told(subject, same, Verdict.NOT_REPRODUCED),
         *(
-            finding.model_copy(update={"verdict": None, "note": "noise: the graphs are identical"})
+            finding.model_copy(update={"verdict": None, "judged": None, "note": "noise: the graphs are identical"})
             for finding in _time_findings(measured, "focal", None)
             if finding.estimate is not None
         ),

@@ -178,10 +178,14 @@ class DataRecord(Fields):
 
 
 class Finding(Fields):
-    """One figure that a claim is decided by; ``verdict`` is null where it is shown and decides nothing."""
+    """One figure that a claim is decided by; ``verdict`` is null where it is shown and decides nothing.
+
+    ``judged`` is the interval that the rule was put to, where that is wider than the one of the estimate.
+    """
 
     subject: Text
     estimate: Interval | None
+    judged: Interval | None = None
     unit: Literal["accuracy", "ratio", ""]
     null: float | None
     printed: float | None

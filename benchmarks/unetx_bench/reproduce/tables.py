@@ -101,11 +101,11 @@ def _difference_rows(result: Reproduction) -> Iterable[Sequence[str]]:
             found = find_difference(row, figure)
             if found is not None:
                 holm = ABSENT if found.p_holm is None else format_p_value(found.p_holm)
-                interval = f"{found.low:+.4f} to {found.high:+.4f}"
+                interval = f"{found.low:+.5f} to {found.high:+.5f}"
                 yield (
                     f"`{row.name}`",
                     title,
-                    f"{found.mean:+.4f}",
+                    f"{found.mean:+.5f}",
                     interval,
                     format_p_value(found.p_value),
                     holm,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from unetx_bench.reproduce.record import Interval, Verdict
 
-__all__ = ["Effect", "combine", "decide_absence", "decide_effect", "decide_seeds"]
+__all__ = ["Effect", "combine", "decide_absence", "decide_effect", "decide_seeds", "widen"]
 
 _LEAST_SEEDS = 3
 
@@ -75,6 +75,26 @@ def decide_absence(effect: Effect) -> Verdict:
     if low > sign * effect.null:
         return Verdict.NOT_REPRODUCED
     return Verdict.REPRODUCED if high < sign * effect.printed else Verdict.NOT_DECIDABLE
+
+
+def widen(ratio: Interval, low: float, high: float) -> Interval:
+    """Widen the interval of a ratio by what ratios of equals show.
+
+    Parameters
+    ----------
+    ratio : Interval
+        Above 0.
+    low, high : float
+        Bounds of the ratio of two equals, 1 between them.
+
+    Returns
+    -------
+    Interval
+        The same value; its lower bound times `low`, its upper bound times `high`.
+    """
+    if ratio.low is None or ratio.high is None:
+        return ratio
+    return Interval(value=ratio.value, low=ratio.low * low, high=ratio.high * high)
 
 
 def decide_seeds(first: Sequence[float], second: Sequence[float]) -> Verdict:

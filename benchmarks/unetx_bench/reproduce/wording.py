@@ -54,10 +54,11 @@ def describe_finding(finding: Finding) -> tuple[str, str]:
     """Put a finding's figures and its answer into words."""
     parts = [] if finding.estimate is None else [format_interval(finding.estimate, finding.unit)]
     if finding.printed is not None:
-        unit = "{:+.4f}" if finding.unit == "accuracy" else "{:.3f}"
+        unit = "{:+.5f}" if finding.unit == "accuracy" else "{:.3f}"
         parts.append(f"printed effect carried over: {unit.format(finding.printed)}")
-    if finding.unit == "ratio" and finding.null is not None and finding.null != 1.0:
-        parts.append(f"counts as less below {finding.null:.3f}")
+    judged = finding.judged
+    if judged is not None and judged.low is not None and judged.high is not None and finding.estimate != judged:
+        parts.append(f"judged as {judged.low:.3f} to {judged.high:.3f} with the run's noise")
     if finding.note:
         parts.append(finding.note)
     return "; ".join(parts), "shown only" if finding.verdict is None else finding.verdict.value
@@ -70,7 +71,7 @@ def find_difference(row: VariantRecord, figure: str) -> Difference | None:
 
 def format_difference(found: Difference | None) -> str:
     """Write a difference with its interval."""
-    return ABSENT if found is None else f"{found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+    return ABSENT if found is None else f"{found.mean:+.5f} ({found.low:+.5f} to {found.high:+.5f})"
 
 
 def format_score(score: Score | None) -> str:
@@ -83,7 +84,7 @@ def format_score(score: Score | None) -> str:
 
 
 #: Unit -> how a number of it is written.
-_FORMS: Final[Mapping[str, str]] = MappingProxyType({"accuracy": "{:+.4f}", "ratio": "{:.3f}", "ms": "{:.2f}"})
+_FORMS: Final[Mapping[str, str]] = MappingProxyType({"accuracy": "{:+.5f}", "ratio": "{:.3f}", "ms": "{:.2f}"})
 
 
 def format_interval(interval: Interval, unit: str) -> str:

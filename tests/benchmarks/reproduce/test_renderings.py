@@ -86,8 +86,8 @@ def test_every_rendering_quotes_printed_figures_and_measured_ones(made: Any) -> 
     rows = (made.variant("unet"), made.variant("focal", differences=(made.difference("unet", 0.00123),)))
     result = made.result(rows)
     for text in (render_page(result), render_markdown(result)):
-        assert "+0.0012" in text
-        assert "+0.0002 to +0.0022" in text
+        assert "+0.00123" in text
+        assert "+0.00023 to +0.00223" in text
         assert "0.9800" in text
         assert "11.0" in text
     assert "0.00123" in render_csv(result)
@@ -196,6 +196,6 @@ def test_equal_values_alone_can_be_drawn() -> None:
 
 def test_an_interval_is_written_in_the_digits_of_its_unit() -> None:
     interval = Interval(value=0.00123, low=-0.001, high=0.0034)
-    assert format_interval(interval, "accuracy") == "+0.0012 (-0.0010 to +0.0034)"
+    assert format_interval(interval, "accuracy") == "+0.00123 (-0.00100 to +0.00340)"
     assert format_interval(Interval(value=0.807, low=0.807, high=0.807), "ratio") == "0.807"
     assert format_interval(Interval(value=41.234, low=None, high=None), "ms") == "41.23 ms"

@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from unetx_bench.reproduce.record import Interval, Verdict
-from unetx_bench.reproduce.verdicts import Effect, combine, decide_absence, decide_effect, decide_seeds
+from unetx_bench.reproduce.verdicts import Effect, combine, decide_absence, decide_effect, decide_seeds, widen
 
 YES, NO, OPEN = Verdict.REPRODUCED, Verdict.NOT_REPRODUCED, Verdict.NOT_DECIDABLE
 RANK = {NO: 0, OPEN: 1, YES: 2}
@@ -141,3 +141,22 @@ def test_seeds_decide_only_where_three_of_each_lie_apart(
     first: list[float], second: list[float], expected: Verdict
 ) -> None:
     assert decide_seeds(first, second) is expected
+
+
+@given(effects(), st.floats(0.5, 1), st.floats(1, 2))
+def test_noise_opens_answers_and_never_turns_one_into_its_opposite(effect: Effect, low: float, high: float) -> None:
+    old = effect.estimate
+    assert old.low is not None
+    assert old.high is not None
+    ratio = Interval(value=old.value + 2, low=old.low + 2, high=old.high + 2)
+    printed = None if effect.printed is None else effect.printed + 2
+    plain = Effect(ratio, effect.null + 2, printed, raises=effect.raises)
+    noisy = Effect(widen(ratio, low, high), effect.null + 2, printed, raises=effect.raises)
+    assert RANK[decide_effect(noisy)] <= RANK[decide_effect(plain)] or decide_effect(noisy) is OPEN
+    if decide_effect(plain) is NO:
+        assert decide_effect(noisy) is not YES
+
+
+def test_what_has_no_bounds_cannot_be_widened() -> None:
+    ratio = Interval(value=0.9, low=None, high=None)
+    assert widen(ratio, 0.9, 1.1) is ratio
