@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unetx_opt.dicom.read import is_dicom, read_dicom
+from unetx_opt.dicom.read import ReadOptions, is_dicom, read_dicom
 from unetx_opt.errors import ImageError, UnetxError
 
 pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
@@ -21,6 +21,7 @@ MR = "1.2.840.10008.5.1.4.1.1.4"
 EXPLICIT, BIG_ENDIAN, DEFLATED = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
 RLE = "1.2.840.10008.1.2.5"
 PATIENT = "Secret^Name"
+FORCE = ReadOptions(force=True)
 
 
 def ramp(bits=12, signed=False, shape=(32, 40)):
@@ -438,13 +439,13 @@ EXPECTED_SAMPLES = {
     "rsna_cr_pa_jpegbaseline_fake_mono1.dcm": ((1024, 1024), (0.168, 0.168), "CR", "CHEST"),
     "rsna_cr_pa_jpegbaseline_mono2_8bit.dcm": ((1024, 1024), (0.168, 0.168), "CR", "CHEST"),
     "vlut_04_voilut.dcm": ((512, 512), None, "OT", ""),
-    "wg04_RG3_J2KR_extremity_mono1_10bit.dcm": ((1760, 1760), None, "CR", "EXTREMITY"),
 }
 REFUSED_SAMPLES = {
     "HasFragmentSequence_xa_96frames.dcm": "96 frames",
     "pydicom_MR_truncated.dcm": "SOP Class is no radiograph",
     "pydicom_badVR.dcm": "NumberOfFrames",
     "pydicom_no_meta.dcm": "no DICOM file",
+    "wg04_RG3_J2KR_extremity_mono1_10bit.dcm": "Body Part Examined is EXTREMITY, expected a chest",
 }
 
 
@@ -477,6 +478,7 @@ def test_the_same_pixels_as_monochrome1_give_the_inverted_picture(dicom_samples)
 
 
 def test_bone_is_brighter_than_air_in_a_real_monochrome1_film(dicom_samples):
-    image = read_dicom(dicom_samples / "wg04_RG3_J2KR_extremity_mono1_10bit.dcm")
+    image = read_dicom(dicom_samples / "wg04_RG3_J2KR_extremity_mono1_10bit.dcm", FORCE)
+    assert (image.pixels.shape, image.spacing_mm, image.body_part) == ((1760, 1760), None, "EXTREMITY")
     # The leg's shaft against the air beside it.
     assert image.pixels[600, 780:860].mean() > image.pixels[600, 480:560].mean() + 100

@@ -25,7 +25,7 @@ DEFLATED: Final = "1.2.840.10008.1.2.1.99"
 
 @dataclass(frozen=True, slots=True)
 class PixelLayout:
-    """The checked Image Pixel module of a grey single-frame image.
+    """The checked Image Pixel module of an image.
 
     Attributes
     ----------
@@ -35,6 +35,10 @@ class PixelLayout:
         Per pixel.
     signed : bool
         Whether stored values are in two's complement.
+    samples : int
+        1 of a grey image, 3 of a colour image that is read by force.
+    frames : int
+        Of which the first is read.
     """
 
     rows: int
@@ -42,6 +46,8 @@ class PixelLayout:
     bits_allocated: int
     bits_stored: int
     signed: bool
+    samples: int = 1
+    frames: int = 1
 
     @property
     def stored_range(self) -> tuple[int, int]:
@@ -99,7 +105,7 @@ TRANSFER_SYNTAXES: Final[Mapping[str, TransferSyntax]] = MappingProxyType(
 
 
 def decode_pixels(dataset: Dataset, syntax_uid: str, layout: PixelLayout) -> NDArray[Any]:
-    """Decode the one frame of an image.
+    """Decode the first frame of an image.
 
     Parameters
     ----------
@@ -113,20 +119,22 @@ def decode_pixels(dataset: Dataset, syntax_uid: str, layout: PixelLayout) -> NDA
     Returns
     -------
     numpy.ndarray
-        (rows, columns) stored values, 8-bit or 16-bit integers, unused high bits cleared or sign-extended.
+        (rows, columns) stored values, 8-bit or 16-bit integers, unused high bits cleared or sign-extended;
+        (rows, columns, 3) RGB of a colour image.
 
     Raises
     ------
     ImageError
-        The compressed frame declares another size than the header, or colour.
+        The compressed frame declares another size or number of samples than the header.
     MissingPackageError
         The codec is not installed.
     """
     syntax = TRANSFER_SYNTAXES[syntax_uid]
     if syntax.stream_size is not None:
-        _check_stream(syntax.stream_size(_first_frame(dataset)), layout)
+        frame = _first_frame(dataset, layout)
+        _check_stream(syntax.stream_size(frame), layout)
         if not syntax.plugins:
-            return _decode_jpeg(_first_frame(dataset), layout)
+            return _decode_jpeg(frame, layout)
     pixels = require("pydicom.pixels", purpose="decoding a DICOM image")
     decoder = pixels.get_decoder(syntax_uid)
     plugin = next((name for name in syntax.plugins if name in decoder.available_plugins), "")
@@ -134,13 +142,14 @@ def decode_pixels(dataset: Dataset, syntax_uid: str, layout: PixelLayout) -> NDA
         raise MissingPackageError(
             f"{syntax.name} needs a codec that is not installed: run pip install 'unetx-opt[dicom]'"
         )
-    stored, _ = decoder.as_array(dataset, index=0, raw=True, decoding_plugin=plugin)
+    # Not raw: luminance and chrominance become red, green and blue.
+    stored, _ = decoder.as_array(dataset, index=0, raw=layout.samples == 1, decoding_plugin=plugin)
     return np.asarray(stored)
 
 
-def _first_frame(dataset: Dataset) -> bytes:
+def _first_frame(dataset: Dataset, layout: PixelLayout) -> bytes:
     encaps = require("pydicom.encaps", purpose="reading compressed pixel data")
-    return bytes(encaps.get_frame(dataset.PixelData, 0, number_of_frames=1))
+    return bytes(encaps.get_frame(dataset.PixelData, 0, number_of_frames=layout.frames))
 
 
 def _check_stream(size: StreamSize, layout: PixelLayout) -> None:
@@ -149,13 +158,15 @@ def _check_stream(size: StreamSize, layout: PixelLayout) -> None:
             f"its compressed frame is {size.rows} x {size.columns} pixels, its header says "
             f"{layout.rows} x {layout.columns}"
         )
-    if size.components != 1:
-        raise ImageError(f"its compressed frame has {size.components} components, expected 1 (grey)")
+    if size.components != layout.samples:
+        raise ImageError(f"its compressed frame has {size.components} components, its header says {layout.samples}")
     if size.bits > layout.bits_allocated:
         raise ImageError(f"its compressed frame has {size.bits} bits per pixel, its header {layout.bits_allocated}")
 
 
 def _decode_jpeg(frame: bytes, layout: PixelLayout) -> NDArray[Any]:
+    if layout.samples != 1:
+        raise ImageError("colour in lossless or 12-bit JPEG is not read: convert it to grey")
     # The codec fills what is missing with grey and reports nothing. A few bytes of padding may follow the end.
     if b"\xff\xd9" not in frame[-16:]:
         raise ImageError("its JPEG stream has no end marker: the file is truncated, send it again")

@@ -6,7 +6,8 @@ The order is the greyscale transformation of DICOM PS3.4 N.2. Where a step offer
 2. VOI (PS3.3 C.11.2): the first item of the VOI LUT Sequence, otherwise the first Window Center and Width by their
    VOI LUT Function. A window without a positive width is left out, and so is a VOI under which all pixels of an
    image look the same: the normalisation in front of the network sets the contrast anyway.
-3. MONOCHROME1 is inverted, so that a larger value is always brighter.
+3. Presentation LUT Shape (PS3.3 C.11.6): INVERSE is inverted and IDENTITY is not; without one of them, MONOCHROME1
+   is inverted. Then a larger value is always brighter. An image has one inversion, however often it is announced.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from unetx_opt.errors import ImageError
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["VOI_FUNCTIONS", "render_grayscale"]
+__all__ = ["VOI_FUNCTIONS", "is_inverted", "luminance", "render_grayscale"]
 
 _Values = NDArray[np.float64]
 
@@ -77,6 +78,19 @@ def render_grayscale(
     return picture
 
 
+def is_inverted(dataset: Dataset) -> bool:
+    """Whether small values are bright: Presentation LUT Shape where it is valid, otherwise the photometric sense."""
+    shape = str(dataset.get("PresentationLUTShape") or "")
+    if shape in ("IDENTITY", "INVERSE"):
+        return shape == "INVERSE"
+    return str(dataset.get("PhotometricInterpretation")) == "MONOCHROME1"
+
+
+def luminance(rgb: NDArray[Any]) -> NDArray[np.float32]:
+    """Grey of a colour image: Y of YBR_FULL (PS3.3 C.7.6.3.1.2), with (H, W, 3) RGB in and (H, W) float32 out."""
+    return np.asarray(rgb.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32))
+
+
 def _map_stored(stored: NDArray[Any], low: int, table: NDArray[np.float32]) -> NDArray[np.float32]:
     indices = stored.astype(np.intp)
     if low:
@@ -86,7 +100,7 @@ def _map_stored(stored: NDArray[Any], low: int, table: NDArray[np.float32]) -> N
 
 
 def _photometric_table(scale: _Scale, dataset: Dataset) -> NDArray[np.float32]:
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
+    if is_inverted(dataset):
         # Mirrored within what the values can reach, not within what one image has.
         return (scale.lowest + scale.highest - scale.values).astype(np.float32)
     return scale.values.astype(np.float32)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from unetx_opt.dicom.decode import PixelLayout
+from unetx_opt.dicom.suitability import SOP_CLASSES, read_code, unsuitable
 from unetx_opt.errors import ImageError
 
 if TYPE_CHECKING:
@@ -16,32 +15,25 @@ if TYPE_CHECKING:
 
 __all__ = ["SOP_CLASSES", "check_header", "read_aspect", "read_code", "read_spacing", "read_uid"]
 
-#: SOP class UID to name, of what can hold one radiograph.
-SOP_CLASSES: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "1.2.840.10008.5.1.4.1.1.1": "Computed Radiography",
-        "1.2.840.10008.5.1.4.1.1.1.1": "Digital X-Ray for presentation",
-        "1.2.840.10008.5.1.4.1.1.7": "Secondary Capture",
-        "1.2.840.10008.5.1.4.1.1.7.2": "Multi-frame Grayscale Byte Secondary Capture",
-        "1.2.840.10008.5.1.4.1.1.7.3": "Multi-frame Grayscale Word Secondary Capture",
-    }
-)
-
 _MIN_SIDE_PX, _MAX_SIDE_PX = 16, 16384
 _MAX_PX: Final = 1 << 26
+_MAX_FRAMES: Final = 1 << 16
+_GREY: Final = frozenset({"MONOCHROME1", "MONOCHROME2"})
+_COLOUR: Final = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
 _MAX_PIXEL_ASPECT: Final = 16.0
 _UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
-_CODE: Final = re.compile(r"[A-Z0-9 _]{1,16}")
 _SPACINGS: Final = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 
 
-def check_header(dataset: Dataset) -> PixelLayout:
-    """Decide from the header alone whether this is a grey single-frame radiograph of a sane size.
+def check_header(dataset: Dataset, *, force: bool = False) -> PixelLayout:
+    """Decide from the header alone whether this is a chest radiograph that can be read.
 
     Parameters
     ----------
     dataset : pydicom.dataset.Dataset
         The whole header.
+    force : bool
+        Take what `unsuitable` finds; sizes and layouts that cannot be decoded are refused all the same.
 
     Returns
     -------
@@ -53,21 +45,10 @@ def check_header(dataset: Dataset) -> PixelLayout:
     ImageError
         It is not; the message says why.
     """
-    frames = _read_integer(dataset, "NumberOfFrames", default=1)
-    if frames != 1:
-        raise ImageError(f"it has {frames} frames, expected a single image")
-    samples = _read_integer(dataset, "SamplesPerPixel", default=1)
-    if samples != 1:
-        raise ImageError(f"it has {samples} samples per pixel (colour), expected 1 (grey)")
-    if str(dataset.get("PhotometricInterpretation")) not in ("MONOCHROME1", "MONOCHROME2"):
-        raise ImageError("its Photometric Interpretation is neither MONOCHROME1 nor MONOCHROME2 (grey)")
-    if read_uid(dataset, "SOPClassUID") not in SOP_CLASSES:
-        raise ImageError(
-            "its SOP Class is no radiograph, expected Computed Radiography, Digital X-Ray for presentation or "
-            "Secondary Capture"
-        )
-    if str(dataset.get("PresentationIntentType", "")) == "FOR PROCESSING":
-        raise ImageError("it is raw detector data (FOR PROCESSING): send the image FOR PRESENTATION")
+    if not force:
+        for reason in unsuitable(dataset):
+            raise ImageError(reason)
+    read_uid(dataset, "SOPClassUID")
     if "PixelData" not in dataset:
         raise ImageError("it has no Pixel Data")
     return _read_layout(dataset)
@@ -86,13 +67,28 @@ def _read_layout(dataset: Dataset) -> PixelLayout:
     high_bit = _read_integer(dataset, "HighBit", default=stored - 1)
     if high_bit != stored - 1:
         raise ImageError(f"its High Bit is {high_bit}, expected {stored - 1} with {stored} bits stored")
-    return PixelLayout(
+    layout = PixelLayout(
         rows=rows,
         columns=columns,
         bits_allocated=allocated,
         bits_stored=stored,
         signed=_read_integer(dataset, "PixelRepresentation", default=0) == 1,
+        samples=_read_integer(dataset, "SamplesPerPixel", default=1),
+        frames=_read_integer(dataset, "NumberOfFrames", default=1),
     )
+    _check_forced(layout, str(dataset.get("PhotometricInterpretation")))
+    return layout
+
+
+def _check_forced(layout: PixelLayout, photometric: str) -> None:
+    """Refuse what not even force can take: only images that `unsuitable` names get here with anything else."""
+    if layout.samples == 1:
+        if photometric not in _GREY:
+            raise ImageError("its Photometric Interpretation is no grey one that is read: convert it to MONOCHROME2")
+    elif layout.samples != 3 or photometric not in _COLOUR or layout.bits_stored != 8 or layout.signed:
+        raise ImageError("its colour pixels are of no kind that is read (8-bit RGB or YBR): convert it to grey")
+    if not 1 <= layout.frames <= _MAX_FRAMES:
+        raise ImageError(f"it has {layout.frames} frames, expected 1 to {_MAX_FRAMES}")
 
 
 def _read_integer(dataset: Dataset, keyword: str, default: int | None = None) -> int:
@@ -110,13 +106,6 @@ def read_uid(dataset: Dataset, keyword: str) -> str:
     if len(value) > 64 or not _UID.fullmatch(value):
         raise ImageError(f"its {keyword} is absent or malformed, expected a UID")
     return value
-
-
-def read_code(dataset: Dataset, keyword: str) -> str:
-    """Read a code string in upper case; empty where it is absent or no code string."""
-    value = str(dataset.get(keyword) or "").strip().upper()
-    # Anything else is no code string, and could be a person's words.
-    return value if _CODE.fullmatch(value) else ""
 
 
 def read_spacing(dataset: Dataset) -> tuple[float, float] | None:

@@ -8,7 +8,7 @@ import logging
 import warnings
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -16,23 +16,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetx_opt.dicom.decode import DEFLATED, TRANSFER_SYNTAXES, decode_pixels
-from unetx_opt.dicom.grayscale import render_grayscale
-from unetx_opt.dicom.header import check_header, read_aspect, read_code, read_spacing, read_uid
+from unetx_opt.dicom.grayscale import luminance, render_grayscale
+from unetx_opt.dicom.header import check_header, read_aspect, read_spacing, read_uid
+from unetx_opt.dicom.source_header import extract_header
+from unetx_opt.dicom.suitability import read_code, unsuitable
 from unetx_opt.errors import ImageError, UnetxError
 from unetx_opt.optional import require
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["DicomImage", "is_dicom", "read_bytes", "read_dicom", "read_dicom_bytes"]
+__all__ = ["DicomImage", "ReadOptions", "is_dicom", "read_bytes", "read_dicom", "read_dicom_bytes"]
 
 _PREFIX_END: Final = 132
 _MAX_FILE_BYTES: Final = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How a file is read.
+
+    Attributes
+    ----------
+    force : bool
+        Take what is no single grey chest radiograph, too: the first frame, colour as luminance, any body part, raw
+        detector data. Limits and damage are refused as ever.
+    with_source : bool
+        Also give the part of the header that DICOM results repeat, which identifies the patient.
+    """
+
+    force: bool = False
+    with_source: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class DicomImage:
-    """A radiograph and what later stages need of its header; nothing that identifies a patient.
+    """A radiograph and what later stages need of its header; nothing that identifies a patient unless asked for.
 
     Attributes
     ----------
@@ -51,7 +70,11 @@ class DicomImage:
     modality, body_part : str
         Upper case, empty where absent.
     photometric : str
-        MONOCHROME1 or MONOCHROME2, as stored.
+        MONOCHROME1 or MONOCHROME2, as stored; of a forced colour image its colour space.
+    notes : tuple of str
+        Why it would have been refused without force.
+    source_json : str or None
+        See `unetx_opt.dicom.source_header.extract_header`; kept out of the representation.
     """
 
     pixels: NDArray[np.float32]
@@ -63,6 +86,8 @@ class DicomImage:
     modality: str
     body_part: str
     photometric: str
+    notes: tuple[str, ...] = ()
+    source_json: str | None = field(default=None, repr=False)
 
     @property
     def relative_spacing(self) -> tuple[float, float] | None:
@@ -89,14 +114,16 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def read_dicom(path: Path) -> DicomImage:
-    """Read a grey single-frame radiograph.
+def read_dicom(path: Path, options: ReadOptions | None = None) -> DicomImage:
+    """Read a grey single-frame radiograph of a chest.
 
     Parameters
     ----------
     path : pathlib.Path
         Computed Radiography, Digital X-Ray for presentation, or Secondary Capture; any transfer syntax of
         `unetx_opt.dicom.decode.TRANSFER_SYNTAXES`.
+    options : ReadOptions, optional
+        What else is taken, and what else is given.
 
     Returns
     -------
@@ -113,12 +140,12 @@ def read_dicom(path: Path) -> DicomImage:
     """
     data = read_bytes(path)
     try:
-        return read_dicom_bytes(data)
+        return read_dicom_bytes(data, options)
     except ImageError as error:
         raise ImageError(f"{path} cannot be used: {error}") from error
 
 
-def read_dicom_bytes(data: bytes) -> DicomImage:
+def read_dicom_bytes(data: bytes, options: ReadOptions | None = None) -> DicomImage:
     """Read a grey single-frame radiograph from the bytes of a file, see `read_dicom`.
 
     Raises
@@ -133,7 +160,7 @@ def read_dicom_bytes(data: bytes) -> DicomImage:
     require("pydicom", purpose="reading a DICOM file")
     try:
         with _silence_pydicom():
-            return _read_image(data)
+            return _read_image(data, options or ReadOptions())
     except UnetxError:
         raise
     except Exception as error:
@@ -179,20 +206,14 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
-def _read_image(data: bytes) -> DicomImage:
+def _read_image(data: bytes, options: ReadOptions) -> DicomImage:
     pydicom = require("pydicom", purpose="reading a DICOM file")
     syntax_uid = _read_transfer_syntax(data)
     # From memory: a length that lies cannot make it reserve more than the file has.
     dataset: Dataset = pydicom.dcmread(io.BytesIO(data))
-    layout = check_header(dataset)
-    stored = decode_pixels(dataset, syntax_uid, layout)
-    if stored.shape != (layout.rows, layout.columns):
-        raise ImageError(f"its pixels decode to shape {stored.shape}, expected {(layout.rows, layout.columns)}")
-    little_endian = syntax_uid != "1.2.840.10008.1.2.2"
-    pixels = render_grayscale(stored, layout.stored_range, dataset, little_endian=little_endian)
     spacing_mm = read_spacing(dataset)
     return DicomImage(
-        pixels=pixels,
+        pixels=_read_picture(dataset, syntax_uid, options),
         spacing_mm=spacing_mm,
         pixel_aspect=spacing_mm[0] / spacing_mm[1] if spacing_mm else read_aspect(dataset),
         sop_class_uid=str(dataset.SOPClassUID),
@@ -201,7 +222,20 @@ def _read_image(data: bytes) -> DicomImage:
         modality=read_code(dataset, "Modality"),
         body_part=read_code(dataset, "BodyPartExamined"),
         photometric=str(dataset.PhotometricInterpretation),
+        notes=tuple(unsuitable(dataset)),
+        source_json=extract_header(dataset) if options.with_source else None,
     )
+
+
+def _read_picture(dataset: Dataset, syntax_uid: str, options: ReadOptions) -> NDArray[np.float32]:
+    layout = check_header(dataset, force=options.force)
+    stored = decode_pixels(dataset, syntax_uid, layout)
+    if stored.shape[:2] != (layout.rows, layout.columns) or stored.ndim != (2 if layout.samples == 1 else 3):
+        raise ImageError(f"its pixels decode to shape {stored.shape}, expected {(layout.rows, layout.columns)}")
+    if layout.samples != 1:
+        return luminance(stored)
+    little_endian = syntax_uid != "1.2.840.10008.1.2.2"
+    return render_grayscale(stored, layout.stored_range, dataset, little_endian=little_endian)
 
 
 def _read_transfer_syntax(data: bytes) -> str:

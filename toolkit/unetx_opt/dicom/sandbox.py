@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 
 import unetx_opt
-from unetx_opt.dicom.read import DicomImage, read_bytes, read_dicom_bytes
+from unetx_opt.dicom.read import DicomImage, ReadOptions, read_bytes, read_dicom_bytes
 from unetx_opt.errors import ImageError, MissingPackageError, UnetxError
 from unetx_opt.lifetime import Closing
 
@@ -31,7 +31,8 @@ __all__ = ["DicomReader", "ReaderLimits", "serve"]
 
 MODULE: Final = "unetx_opt.dicom.reader_process"
 _SIZE: Final = struct.Struct("<Q")
-_MAX_ANSWER_BYTES: Final = 1 << 16
+_REQUEST: Final = struct.Struct("<Q??")  # bytes of the file, and the fields of ReadOptions
+_MAX_ANSWER_BYTES: Final = 1 << 21
 _ERRORS: Final = {kind.__name__: kind for kind in (ImageError, MissingPackageError)}
 _HEADER: Final = tuple(field.name for field in fields(DicomImage) if field.name != "pixels")
 
@@ -69,7 +70,7 @@ class DicomReader(Closing):
         self._turn = threading.Lock()
         self._closed = False
 
-    def read(self, path: Path) -> DicomImage:
+    def read(self, path: Path, options: ReadOptions | None = None) -> DicomImage:
         """Read one file as `unetx_opt.dicom.read.read_dicom` does.
 
         Raises
@@ -86,7 +87,7 @@ class DicomReader(Closing):
             if self._closed:
                 raise UnetxError("the DICOM reader is closed: open another")
             try:
-                return self._ask(data)
+                return self._ask(data, options or ReadOptions())
             except ImageError as error:
                 raise ImageError(f"{path} cannot be used: {error}") from None
 
@@ -99,10 +100,10 @@ class DicomReader(Closing):
         with self._turn:
             self._discard()
 
-    def _ask(self, data: bytes) -> DicomImage:
+    def _ask(self, data: bytes, options: ReadOptions) -> DicomImage:
         with self._watched() as (process, timed_out):
             try:
-                return _exchange(process, data)
+                return _exchange(process, data, options)
             except (OSError, EOFError, ValueError) as error:
                 process.kill()
                 code = process.wait()
@@ -159,10 +160,11 @@ class DicomReader(Closing):
 
 def serve(source: BinaryIO, sink: BinaryIO) -> None:
     """Answer files with pictures until the source ends; what the reader process does."""
-    while size := source.read(_SIZE.size):
-        data = source.read(_SIZE.unpack(size)[0])
+    while request := source.read(_REQUEST.size):
+        size, force, with_source = _REQUEST.unpack(request)
+        data = source.read(size)
         try:
-            image = read_dicom_bytes(data)
+            image = read_dicom_bytes(data, ReadOptions(force=force, with_source=with_source))
         except UnetxError as error:
             _send(sink, {"error": type(error).__name__, "message": str(error)}, b"")
             continue
@@ -171,10 +173,10 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
         _send(sink, {"header": header, "shape": pixels.shape}, pixels.data.cast("B"))
 
 
-def _exchange(process: subprocess.Popen[bytes], data: bytes) -> DicomImage:
+def _exchange(process: subprocess.Popen[bytes], data: bytes, options: ReadOptions) -> DicomImage:
     assert process.stdin is not None  # noqa: S101 - both are pipes
     assert process.stdout is not None  # noqa: S101
-    process.stdin.write(_SIZE.pack(len(data)))
+    process.stdin.write(_REQUEST.pack(len(data), options.force, options.with_source))
     process.stdin.write(data)
     process.stdin.flush()
     (size,) = _SIZE.unpack(_read(process.stdout, _SIZE.size))
