@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -102,16 +103,26 @@ def _answer(claim_id: str, findings: Sequence[Finding]) -> ClaimRecord:
 
 
 def _reason(verdict: Verdict, deciding: Sequence[Finding]) -> str:
-    """Name the first finding that decides, and how many parts there are of each answer."""
+    """Name the clearest finding that decides, and how many parts there are of each answer."""
     told = [finding for finding in deciding if finding.verdict is verdict]
     if not told:
         return "Nothing was measured that decides it."
-    first = f"{told[0].subject}: {told[0].note or _in_words(told[0])}"
+    clearest = told[0] if verdict is Verdict.NOT_DECIDABLE else max(told, key=_clarity)
+    first = f"{clearest.subject}: {clearest.note or _in_words(clearest)}"
     if len(deciding) == 1:
         return first
     counts = Counter(finding.verdict for finding in deciding)
     parts = ", ".join(f"{counts[answer]} {answer}" for answer in Verdict if counts[answer])
     return f"{first}. Of {len(deciding)} parts: {parts}"
+
+
+def _clarity(finding: Finding) -> float:
+    """How far an interval lies from no effect, in half widths; what is no interval is as clear as can be."""
+    interval = finding.judged or finding.estimate
+    if interval is None or interval.low is None or interval.high is None or finding.null is None:
+        return math.inf
+    half = (interval.high - interval.low) / 2
+    return abs((interval.high + interval.low) / 2 - finding.null) / half if half else math.inf
 
 
 def _in_words(finding: Finding) -> str:

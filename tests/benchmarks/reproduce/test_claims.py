@@ -179,6 +179,18 @@ def test_c4_counts_the_step_behind_the_network(made: Any, answer: Any) -> None:
     assert timed.verdict is NO
 
 
+def test_the_clearest_of_several_reasons_is_named(made: Any, answer: Any) -> None:
+    tiny = made.difference("unet", 0.00002, 0.000019)
+    step = made.StepLatency(name="dense_crf", ms=made.interval(8.0), rounds=100)
+    timed = made.latency(40.0, made.interval(1.0), step_ms=8.0)
+    record = answer(
+        "C4", made.variant("unet"), made.variant("crf", step=step, differences=(tiny,), latencies=(timed,))
+    )
+    assert [finding.verdict for finding in record.findings] == [OPEN, NO, NO]
+    assert record.reason.startswith("time, crf to unet")
+    assert record.reason.endswith("Of 3 parts: 2 not reproduced, 1 not decidable")
+
+
 def test_c5_compares_the_combination_with_the_baseline_and_with_every_technique(made: Any, answer: Any) -> None:
     assert answer("C5", *made.everything()).verdict is YES
     rows = [row for row in made.everything() if row.name != "combined"]
