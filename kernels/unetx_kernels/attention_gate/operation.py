@@ -16,7 +16,7 @@ from unetx_kernels import driver
 from unetx_kernels.attention_gate import plain
 from unetx_kernels.attention_gate.launch import GateKernels
 from unetx_kernels.attention_gate.reference import WINDOWS
-from unetx_kernels.binaries import default_cache
+from unetx_kernels.binaries import RELEASED, default_cache, why_not_compile
 from unetx_kernels.errors import KernelError
 from unetx_kernels.optional import require_torch
 
@@ -80,17 +80,20 @@ def why_not(values: torch.Tensor) -> str | None:
     return _why_not_device(values.device.index)
 
 
-@functools.cache
 def operation() -> Any:
     """Register the operation with PyTorch, once, and return it."""
-    pytorch = require_torch()
+    with _LOCK:  # PyTorch refuses a second registration
+        return _registered()
 
-    with _LOCK:
-        forward = pytorch.library.custom_op(NAME, _forward, mutates_args=(), schema=_SCHEMA)
-        forward.register_fake(_fake_forward)
-        backward = pytorch.library.custom_op(f"{NAME}_backward", _backward, mutates_args=(), schema=_BACKWARD_SCHEMA)
-        backward.register_fake(_fake_backward)
-        forward.register_autograd(functools.partial(_differentiate, backward), setup_context=_remember)
+
+@functools.cache
+def _registered() -> Any:
+    pytorch = require_torch()
+    forward = pytorch.library.custom_op(NAME, _forward, mutates_args=(), schema=_SCHEMA)
+    forward.register_fake(_fake_forward)
+    backward = pytorch.library.custom_op(f"{NAME}_backward", _backward, mutates_args=(), schema=_BACKWARD_SCHEMA)
+    backward.register_fake(_fake_backward)
+    forward.register_autograd(functools.partial(_differentiate, backward), setup_context=_remember)
     return forward
 
 
@@ -229,7 +232,8 @@ def _empty(shaped_as: torch.Tensor, laid_out_as: torch.Tensor) -> torch.Tensor:
 
 def _dense(*tensors: torch.Tensor, like: torch.Tensor | None = None) -> list[torch.Tensor]:
     layout = _layout(tensors[-1] if like is None else like)
-    return [tensor.contiguous(memory_format=layout) for tensor in tensors]
+    # A tensor that asks for a gradient gives nobody its pointer.
+    return [tensor.detach().contiguous(memory_format=layout) for tensor in tensors]
 
 
 def _fresh(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -240,6 +244,8 @@ def _fresh(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 @functools.cache
 def _why_not_device(index: int) -> str | None:
     reason = driver.why_not(index)
+    if reason is None and not RELEASED.is_dir():
+        reason = why_not_compile()
     if reason is not None:
         return reason
     try:

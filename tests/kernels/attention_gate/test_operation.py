@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unetx_kernels.attention_gate import operation, reference
+from unetx_kernels.attention_gate import operation, plain, reference
 from unetx_kernels.errors import KernelError
 from unetx_opt.models import attention as model
 from unetx_opt.specs import Gate
@@ -115,3 +116,45 @@ def test_the_model_gives_the_same_through_the_operation_with_a_feigned_gpu(monke
 def test_importing_the_operation_imports_no_torch() -> None:
     code = "import sys, unetx_kernels.attention_gate.operation; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class _Kernels:
+    """What the kernels compute, for tensors that stay on the processor."""
+
+    def neighbourhood(
+        self, inputs: Any, out: Any, window: int, *, dilation: int = 1, residual: Any = None, stream: Any = None
+    ) -> None:
+        assert stream is None
+        out.copy_(plain.attend_by_taps(*inputs, residual, window, dilation))
+
+    def gradients(
+        self, inputs: Any, gradient: Any, outputs: Any, scratch: Any, window: int, *, dilation: int = 1
+    ) -> None:
+        assert [tuple(one.shape) for one in scratch] == [(2, 1, 5, 7)] * 2
+        for out, found in zip(outputs, plain.attend_gradients(inputs, gradient, window, dilation), strict=True):
+            out.copy_(found)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+def test_the_kernels_get_dense_tensors_of_one_layout_with_feigned_kernels(
+    channels_last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def device_array(tensor: Any) -> Any:
+        assert not tensor.requires_grad  # such a tensor gives nobody its pointer
+        assert tensor.shape[1] == 1 or tensor.is_contiguous(memory_format=layout)
+        return tensor
+
+    expected = _inputs(channels_last=channels_last)
+    inputs = _inputs(channels_last=channels_last)
+    gradient = torch.ones(2, 3, 5, 7, dtype=torch.float64)
+    wanted = torch.autograd.grad(operation.attend(*expected, window=3), expected, gradient)
+    monkeypatch.setattr(operation, "why_not", lambda values: None)
+    monkeypatch.setattr(operation.driver, "device_array", device_array)
+    monkeypatch.setattr(operation, "_kernels", lambda values: contextlib.nullcontext(_Kernels()))
+    # The other layout and a view with gaps among the inputs are made dense on the way.
+    mixed = [inputs[0].contiguous(), inputs[1], inputs[2], inputs[3]]
+    found = torch.autograd.grad(operation.attend(*mixed, window=3), inputs, gradient)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
