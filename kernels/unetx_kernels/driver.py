@@ -80,6 +80,10 @@ class Gpu:
         """Copy an array into new memory of the current context; ``int()`` of the result is its address."""
         return self.driver.to_device(np.ascontiguousarray(array))
 
+    def download(self, memory: Any, into: np.ndarray[Any, Any]) -> None:
+        """Copy memory of `upload` or `allocate` into an array, after what was started on the default stream."""
+        self.driver.memcpy_dtoh(into, memory)
+
     def allocate(self, size_bytes: int) -> Any:
         """Take memory of the current context; it is given back with the result."""
         return self.driver.mem_alloc(size_bytes)
