@@ -43,7 +43,7 @@ def _preamble(result: Reproduction) -> str:
         f"- Device: {result.device}.",
         f"- Networks: input {settings.size_px} x {settings.size_px} pixels, batch 1; {_widths(result)}.",
         f"- Time: median of one inference, {settings.clock}. {settings.stopped.capitalize()}.",
-        f"- Made by {result.program} {result.version} on {result.created} in {result.seconds:.0f} s.",
+        f"- Made by {result.program} {result.version} on {result.created}; last part {result.seconds:.0f} s.",
     ]
     lines += [f"- Left out by --quick: {'; '.join(settings.cut)}."] if settings.cut else []
     lines += [f"- The machine was disturbed: {'; '.join(result.disturbances)}."] if result.disturbances else []
