@@ -19,7 +19,15 @@ from unetx_opt.imaging.grey import normalize_grey
 from unetx_opt.imaging.preprocess import MAX_IMAGE_SIDE_PX, MIN_IMAGE_SIDE_PX
 from unetx_opt.specs import InputContract
 
-__all__ = ["MAX_IMAGE_PX", "OVERLAY_COLORS", "SourceImage", "read_image", "write_mask_png", "write_overlay_png"]
+__all__ = [
+    "MAX_IMAGE_PX",
+    "OVERLAY_COLORS",
+    "SourceImage",
+    "read_image",
+    "render_overlay",
+    "write_mask_png",
+    "write_overlay_png",
+]
 
 #: Pixels of the largest image that is decoded; the largest detectors have about 20 million.
 MAX_IMAGE_PX: Final = 1 << 26
@@ -134,16 +142,24 @@ def write_mask_png(path: Path, mask: NDArray[np.uint8], *, num_classes: int = 1)
 
 
 def write_overlay_png(path: Path, pixels: NDArray[Any], labels: NDArray[np.uint8]) -> None:
-    """Write the image with a translucent fill and a crisp contour for every label, as an 8-bit RGB PNG.
+    """Write `render_overlay` as an 8-bit RGB PNG, whole or not at all; an existing file is replaced in one step."""
+    _write_png(path, render_overlay(pixels, labels))
+
+
+def render_overlay(pixels: NDArray[Any], labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Show the image with a translucent fill and a crisp contour for every label.
 
     Parameters
     ----------
-    path : pathlib.Path
-        Replaced in one step if it exists.
     pixels : numpy.ndarray
         (H, W) grey values, larger is brighter; shown from their 0.5th to their 99.5th percentile.
     labels : numpy.ndarray
         (H, W) uint8; 0 stays uncoloured, label n has color n - 1 of `OVERLAY_COLORS`.
+
+    Returns
+    -------
+    numpy.ndarray
+        (H, W, 3) uint8, red, green, blue.
 
     Raises
     ------
@@ -159,7 +175,7 @@ def write_overlay_png(path: Path, pixels: NDArray[Any], labels: NDArray[np.uint8
     for label in np.flatnonzero(np.bincount(labels.ravel())).tolist():
         if label:
             _paint(overlay, labels == label, OVERLAY_COLORS[(label - 1) % len(OVERLAY_COLORS)], thickness)
-    _write_png(path, overlay)
+    return overlay
 
 
 def _paint(
