@@ -32,7 +32,7 @@ KEPT_KEYWORDS: Final = (
     "StudyDescription",
     # General Series and image
     *("SeriesInstanceUID", "Modality", "Laterality", "ImageLaterality", "BodyPartExamined", "PatientOrientation"),
-    *("SOPClassUID", "SOPInstanceUID", "InstanceNumber", "NumberOfFrames", "Rows", "Columns"),
+    *("SOPClassUID", "SOPInstanceUID", "InstanceNumber", "Rows", "Columns", "SamplesPerPixel"),
     *("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"),
     # How it is shown
     *("PhotometricInterpretation", "PresentationLUTShape", "RescaleSlope", "RescaleIntercept", "RescaleType"),
