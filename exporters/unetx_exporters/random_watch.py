@@ -108,5 +108,5 @@ def _quantized(graphs: GraphSet, request: GraphRequest) -> GraphSet:
     few = dataclasses.replace(
         chosen, indices=chosen.indices[:_CALIBRATION_IMAGES], sha256=chosen.sha256[:_CALIBRATION_IMAGES]
     )
-    asked = QuantizeRequest(graphs.fp32, few, request.contract, ("cpu",), request.directory)
+    asked = QuantizeRequest(graphs.fp32, few, request.contract, ("cpu",), request.directory, measured=False)
     return with_quantized(graphs, Quantization(asked, lambda stage, done, total: None).graphs())

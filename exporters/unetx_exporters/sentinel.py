@@ -19,6 +19,7 @@ import numpy as np
 
 from unetx_exporters.evaluation import BuiltEngine
 from unetx_exporters.onnx.graph import JUNCTION_PREFIX, OUTPUT_NAME, mark_outputs
+from unetx_exporters.tensor_error import fit_channels, relative_error
 from unetx_opt.optional import require
 from unetx_opt.runtime.sessions.base import INPUT_NAME, OpenRequest
 from unetx_opt.runtime.sessions.table import SESSIONS
@@ -34,7 +35,6 @@ __all__ = [
     "JunctionRow",
     "SentinelInputs",
     "explain_junction",
-    "relative_error",
     "rows_to_json",
     "watch_engine",
 ]
@@ -117,7 +117,7 @@ class SentinelInputs:
     junctions : tuple of str
         Tensor names, in the order of computation.
     images : sequence of numpy.ndarray
-        (1, C, H, W) float32.
+        (1, C, H, W) float32: first one of noise, then radiographs or phantoms.
     directory : pathlib.Path
         Root of the engines' files.
     """
@@ -149,6 +149,7 @@ def watch_engine(engine: BuiltEngine, inputs: SentinelInputs) -> tuple[JunctionR
     if engine.why_graph is not None or make_probe is None:
         return ()
     limit = _limit(engine)
+    narrow = limit is LIMITS["int8"]
     names = (*inputs.junctions, OUTPUT_NAME)
     errors: dict[tuple[str, str], float] = {}
 
@@ -160,17 +161,29 @@ def watch_engine(engine: BuiltEngine, inputs: SentinelInputs) -> tuple[JunctionR
         probe = stack.enter_context(make_probe(engine, inputs))
         plain = stack.enter_context(_unoptimised(engine.graph, inputs.junctions))
         shipped = stack.enter_context(_shipped(engine, inputs.directory))
-        for image in inputs.images:
-            actual, expected, module = probe(image), plain(image), _torch_tensors(inputs.model, image)
-            for name in names:
-                note("PyTorch", name, module[name], actual[name])
+        for index, image in enumerate(inputs.images):
+            actual, expected = dict(probe(image)), dict(plain(image))
+            actual[_SHIPPED], expected[_SHIPPED] = shipped(image), expected[OUTPUT_NAME]
+            for name in (*names, _SHIPPED):
                 note("ONNX Runtime", name, expected[name], actual[name])
-            note("PyTorch", _SHIPPED, module[OUTPUT_NAME], shipped(image))
-            note("ONNX Runtime", _SHIPPED, expected[OUTPUT_NAME], shipped(image))
+            if narrow and index == 0:
+                continue  # 8-bit ranges are those of radiographs: noise leaves them, and is cut off
+            module = dict(_torch_tensors(inputs.model, image))
+            module[_SHIPPED] = module[OUTPUT_NAME]
+            for name in (*names, _SHIPPED):
+                scaled = narrow and name in inputs.junctions
+                note(
+                    "PyTorch",
+                    name,
+                    module[name],
+                    fit_channels(actual[name], module[name]) if scaled else actual[name],
+                )
     limits = {"PyTorch": limit.torch, "ONNX Runtime": limit.graph}
     return tuple(
         JunctionRow(engine.name, inputs.weights, against, tensor, error, limits[against])
-        for (tensor, against), error in errors.items()
+        for tensor in (*names, _SHIPPED)
+        for against in limits
+        if (error := errors.get((tensor, against))) is not None
     )
 
 
@@ -183,15 +196,6 @@ def explain_junction(rows: Sequence[JunctionRow]) -> str | None:
                 f"relative error {row.error:.3g}, expected at most {row.limit:g}"
             )
     return None
-
-
-def relative_error(expected: NDArray[np.float32], actual: NDArray[np.float32]) -> float:
-    """Norm of the difference relative to that of the expected values; infinite where a value is not finite."""
-    if expected.shape != actual.shape or not np.isfinite(actual).all() or not np.isfinite(expected).all():
-        return float("inf")
-    difference = float(np.linalg.norm((actual.astype(np.float64) - expected).ravel()))
-    scale = float(np.linalg.norm(expected.astype(np.float64).ravel()))
-    return difference / scale if scale else (0.0 if difference == 0.0 else float("inf"))
 
 
 _SHIPPED: Final = "logits as shipped"

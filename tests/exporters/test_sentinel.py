@@ -19,7 +19,8 @@ from unetx_exporters.onnx.graph import producers
 from unetx_exporters.onnx.verify import GraphRunner
 from unetx_exporters.openvino.build import write_ir
 from unetx_exporters.random_watch import random_model
-from unetx_exporters.sentinel import LIMITS, SentinelInputs, explain_junction, relative_error, watch_engine
+from unetx_exporters.sentinel import LIMITS, SentinelInputs, explain_junction, watch_engine
+from unetx_exporters.tensor_error import fit_channels, relative_error
 from unetx_opt.models.variants import variant_spec
 from unetx_opt.specs import EngineRecord
 
@@ -158,3 +159,13 @@ def test_activations_of_a_random_network_have_the_usual_size_at_every_junction()
         halves = tensor.chunk(2, dim=1) if name.startswith("skip") else (tensor,)
         for half in halves:
             assert 0.02 < float(half.std()) < 20, name
+
+
+def test_a_factor_for_each_channel_is_no_difference_to_an_8_bit_engine_and_other_pixels_are() -> None:
+    generator = np.random.default_rng(0)
+    expected = generator.standard_normal((1, 4, 8, 8)).astype(np.float32)
+    scaled = expected * np.array([0.5, 1, 7, 1e-3], np.float32)[:, np.newaxis, np.newaxis]
+    assert relative_error(expected, fit_channels(scaled, expected)) < 1e-6
+    assert relative_error(expected, fit_channels(-expected, expected)) == pytest.approx(1.0)
+    for wrong in (np.roll(expected, 1, axis=-1), np.roll(expected, 1, axis=1), expected[..., ::-1]):
+        assert relative_error(expected, fit_channels(np.ascontiguousarray(wrong), expected)) > 0.8

@@ -238,14 +238,15 @@ _OPENERS: Final = MappingProxyType({"cpu": open_quantized, "tensorrt": _open_emu
 
 
 def _calibrate(request: QuantizeRequest, report: Progress) -> Calibration:
-    from unetx_exporters.quantize.calibrate import calibrate_ranges
+    from unetx_exporters.quantize.calibrate import CalibrationOptions, calibrate_ranges
 
     def images() -> Iterator[NDArray[np.float32]]:
         for done, image in enumerate(request.calibration.prepared(request.contract)):
             report("calibration", done, len(request.calibration))
             yield image
 
-    return calibrate_ranges(request.graph, images())
+    options = CalibrationOptions() if request.measured else CalibrationOptions(probes=0)
+    return calibrate_ranges(request.graph, images(), options)
 
 
 def _fingerprint(request: QuantizeRequest, gate: GateTask) -> str:
