@@ -47,6 +47,7 @@ def compare(before: Path, after: Path, bound: float, peer: str | None, as_json: 
     Exits 3 if an engine is slower beyond the bound for sure, fails a gate that it passed, or no longer runs.
     """
     from unetx_bench.compare import compare_reports
+    from unetx_bench.lines import echo_line
     from unetx_bench.report import read_report
     from unetx_opt.cli.output import echo_json
 
@@ -55,7 +56,7 @@ def compare(before: Path, after: Path, bound: float, peer: str | None, as_json: 
         echo_json(found)
     else:
         for line in describe_comparison(found):
-            click.echo(line)
+            echo_line(line)
     if found.regressions:
         raise click.exceptions.Exit(_REGRESSION)
 

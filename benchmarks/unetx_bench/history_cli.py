@@ -65,13 +65,14 @@ def fleet(reports: tuple[Path, ...], output: Path | None, as_json: bool) -> None
 
 
 def _print(rows: tuple[Any, ...], as_json: bool, line: Callable[[Any], str], output: Path | None) -> None:
+    from unetx_bench.lines import echo_line
     from unetx_opt.cli.output import echo_json
 
     if as_json:
         echo_json(rows)
         return
     for row in rows:
-        click.echo(line(row))
+        echo_line(line(row))
     if output is not None:
         click.echo(f"page: {output}")
 

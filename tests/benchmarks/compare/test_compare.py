@@ -115,7 +115,7 @@ def test_a_change_of_just_the_bound_is_rarely_called_a_regression(made: ModuleTy
         before = made.make_report(seed=seed, rounds=40)
         after = made.make_report(seed=1000 + seed, rounds=40, factors={"unet-fp16 onnxruntime-cpu": 1.05})
         called += by_name(compare_reports(before, after, 0.05))[ENGINE].verdict == "slower"
-    # At most 2 % are expected; 5 or more of 60 would come about in 1 of 125 such series.
+    # At most 2 % are expected; 5 or more of 60 would come about in 7 of 1000 such series.
     assert called <= 4
 
 
@@ -246,6 +246,20 @@ def test_the_command_exits_3_on_a_regression_beyond_the_stated_bound(
     assert {row["contender"] for row in data["contenders"] if row["verdict"] == "slower"} >= (
         {"unet int8 64 x 64 openvino-cpu [engine]"} if code else set()
     )
+
+
+def test_names_from_a_report_cannot_steer_the_terminal(
+    made: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = serialize_report(made.make_report()).decode("ascii").replace("onnxruntime-cpu", "\\u001b[2J\\nonnx")
+    report = Report.model_validate_json(text)
+    paths = write(tmp_path, report, report)
+    for command in ("compare", "history", "fleet"):
+        assert main([command, *paths]) == 0
+        printed = capsys.readouterr().out
+        assert "?[2J?onnx" in printed
+        assert "\x1b" not in printed
+        assert "\nonnx" not in printed
 
 
 @pytest.mark.parametrize("bound", ["0", "-5%", "100%", "five", "nan", ""])
