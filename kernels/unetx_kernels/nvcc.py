@@ -20,6 +20,7 @@ __all__ = [
     "ARCHITECTURES",
     "Compilation",
     "Resources",
+    "breach",
     "compile_source",
     "find_nvcc",
     "nvcc_version",
@@ -90,6 +91,20 @@ class Resources:
     registers: int
     shared_bytes: int
     spill_bytes: int
+
+
+def breach(kernel: str, taken: Resources) -> str | None:
+    """Say which bound a kernel breaks, or None: nothing is spilled, and a multiprocessor of any GPU runs two blocks.
+
+    65536 registers / 256 threads / 2 blocks are 128; the gate's gradients with window 7 keep two sets of 49 weights
+    and run one block. Turing and later have at least 64 KiB of shared memory.
+    """
+    most_registers = 255 if "gradient" in kernel and kernel.endswith("_k7") else 128
+    bounds = (("spilled bytes", taken.spill_bytes, 0), ("registers", taken.registers, most_registers))
+    for what, value, most in (*bounds, ("shared bytes", taken.shared_bytes, 24 * 1024)):
+        if value > most:
+            return f"{kernel} takes {value} {what}, expected at most {most}"
+    return None
 
 
 def find_nvcc() -> Path | None:

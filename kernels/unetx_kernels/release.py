@@ -27,6 +27,7 @@ from unetx_kernels.nvcc import (
     ARCHITECTURES,
     Compilation,
     Resources,
+    breach,
     compile_source,
     find_nvcc,
     nvcc_version,
@@ -107,7 +108,7 @@ def _record(taken: Mapping[str, Mapping[str, Resources]]) -> dict[str, dict[str,
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the fatbins and the record; 1 and one line on stderr where nvcc lacks or fails."""
+    """Write the fatbins and the record; 1 and one line on stderr where nvcc fails or a kernel breaks a bound."""
     parser = argparse.ArgumentParser(prog="python -m unetx_kernels.release", description="Compile every kernel.")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the fatbins")
     parser.add_argument("-j", "--jobs", type=int, default=os.cpu_count() or 1, help="compilers at once")
@@ -121,6 +122,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         modules: dict[str, dict[str, dict[str, list[int]]]] = {}
         for module in release_modules():
             taken = write_fatbin(nvcc, module, given.output, given.architecture or ARCHITECTURES, max(1, given.jobs))
+            broken = [
+                f"{where}: {said}"
+                for where, found in taken.items()
+                for said in map(breach, found, found.values())
+                if said
+            ]
+            if broken:
+                raise KernelError("; ".join(broken))
             modules[released_name(module)] = _record(taken)
             sys.stdout.write(f"{given.output / released_name(module)}\n")
         record = {"nvcc": nvcc_version(nvcc).strip().splitlines()[-1], "modules": modules}

@@ -1,4 +1,4 @@
-"""The release command with the real nvcc, and the record of the last release."""
+"""The release command: a fatbin by the real nvcc, the bounds that it holds kernels to, and its record."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import pytest
 
 from unetx_kernels import release
 from unetx_kernels.binaries import module_binary, released_name
-from unetx_kernels.nvcc import ARCHITECTURES, Compilation, find_nvcc, packaged_nvcc
+from unetx_kernels.nvcc import Compilation, Resources, find_nvcc, packaged_nvcc
 
-RECORD = Path(__file__).with_name("golden") / "resources.json"
 FATBIN_MAGIC = bytes.fromhex("50ed55ba")
 
 
@@ -46,17 +45,25 @@ def test_without_nvcc_the_command_says_what_to_install(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_recorded_release_is_of_these_sources_and_within_bounds() -> None:
-    """Written by ``python -m unetx_kernels.release``; a changed source needs a new record."""
-    record = json.loads(RECORD.read_text())
-    assert set(record["modules"]) == {released_name(module) for module in release.release_modules()}
-    machine_code = {name for name in ARCHITECTURES if name.startswith("sm_")}
-    for module, architectures in record["modules"].items():
-        assert set(architectures) == machine_code
-        for architecture, kernels in architectures.items():
-            for name, (registers, shared_bytes, spill_bytes) in kernels.items():
-                where = (module, architecture, name)
-                # 65536 registers / 256 threads / 128: two blocks run at once; the widest backward pass: one.
-                assert registers <= (255 if "gradient" in name and name.endswith("_k7") else 128), where
-                assert shared_bytes <= 24 * 1024, where
-                assert spill_bytes == 0, where
+def test_a_kernel_that_spills_stops_the_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = {"sm_75": {"gate_k3": Resources(8, 0, 4)}}
+    monkeypatch.setattr(release, "packaged_nvcc", lambda: tmp_path / "nvcc")
+    monkeypatch.setattr(release, "write_fatbin", lambda *arguments: taken)
+    assert release.main(["-o", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "error: sm_75: gate_k3 takes 4 spilled bytes, expected at most 0\n"
+
+
+def test_the_record_names_what_every_kernel_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = {"sm_75": {"gate_k3": Resources(40, 9792, 0)}, "compute_75": {}}
+    monkeypatch.setattr(release, "packaged_nvcc", lambda: tmp_path / "nvcc")
+    monkeypatch.setattr(release, "write_fatbin", lambda *arguments: taken)
+    monkeypatch.setattr(release, "nvcc_version", lambda nvcc: "nvcc\nBuild 13.5\n")
+    assert release.main(["-o", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / release.RECORD_NAME).read_text())
+    names = {released_name(module) for module in release.release_modules()}
+    assert record == {
+        "nvcc": "Build 13.5",
+        "modules": {name: {"sm_75": {"gate_k3": [40, 9792, 0]}} for name in names},
+    }
