@@ -10,6 +10,7 @@ from unetx_opt.errors import EngineError
 from unetx_opt.lifetime import Closing
 from unetx_opt.optional import require
 from unetx_opt.runtime.sessions.base import INPUT_NAME, OUTPUT_NAME, OpenRequest
+from unetx_opt.runtime.sessions.integers import why_not_int8
 from unetx_opt.specs import EngineRecord, Host
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def why_not_onnxruntime_cpu(host: Host, record: EngineRecord | None = None) -> s
     """Say why an ONNX Runtime engine cannot run on a machine's CPU."""
     if "onnxruntime" not in host.packages:
         return "the package onnxruntime is not installed: run pip install 'unetx-opt[cpu]'"
-    return None
+    return why_not_int8(host, record)
 
 
 def why_not_onnxruntime_cuda(host: Host, record: EngineRecord | None = None) -> str | None:

@@ -14,6 +14,7 @@ from unetx_opt.errors import EngineError
 from unetx_opt.lifetime import Closing
 from unetx_opt.optional import require
 from unetx_opt.runtime.sessions.base import INPUT_NAME, OpenRequest, OtherArithmeticError
+from unetx_opt.runtime.sessions.integers import why_not_int8
 from unetx_opt.specs import EngineRecord, Host
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def why_not_openvino_cpu(host: Host, record: EngineRecord | None = None) -> str 
     # Unknown features are no reason: opening the engine reads its real precision back and refuses another one.
     if needed and host.cpu_features and not needed & host.cpu_features:
         return f"it was measured with {hint} arithmetic, which this CPU lacks: rebuild it on such a machine"
-    return None
+    return why_not_int8(host, record)
 
 
 def open_openvino(request: OpenRequest) -> OpenVINOSession:
