@@ -18,7 +18,9 @@ __all__ = ["bench"]
 @click.option("--data", metavar="DIR", type=click.Path(path_type=Path), help="Data folder for drift.  [phantoms]")
 @click.option("--split", default="test", show_default=True, help="Split of --data.")
 @click.option("--images", type=click.IntRange(0), default=40, show_default=True, help="Most images for drift.")
-@click.option("--gate", type=click.Choice(["strict", "standard"]), default="strict", show_default=True)
+@click.option(
+    "--gate", type=click.Choice(["strict", "standard"]), default="strict", show_default=True, help="For drift."
+)
 @click.option("--peer", "peers", multiple=True, metavar="NAME", help="Compare with this peer; may be repeated.")
 @click.option("--all-peers", is_flag=True, help="Compare with every peer; those that do not run are listed.")
 @click.option(
