@@ -11,7 +11,8 @@ __all__ = ["why_not_int8"]
 #: Any of these sums 8-bit products in 32 bits. Without them x86 CPUs add pairs of products in 16 bits, which saturate
 #: (the instruction vpmaddubsw): other masks than those that passed the gate.
 EXACT_PRODUCTS: Final = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
-_X86: Final = frozenset({"x86_64", "amd64", "i386", "i686", "x86"})
+# Every 64-bit x86 CPU has it: a list without it is no list of flags, but what another source knows.
+_ALWAYS_LISTED: Final = "sse2"
 _INTEGERS: Final = frozenset({"int8", "uint8"})
 
 
@@ -22,9 +23,9 @@ def why_not_int8(host: Host, record: EngineRecord | None) -> str | None:
     """
     if record is None or not _INTEGERS & {record.compute_dtype, *record.layers.values()}:
         return None
-    if host.machine.lower() not in _X86 or not host.cpu_features or EXACT_PRODUCTS & host.cpu_features:
+    if _ALWAYS_LISTED not in host.cpu_features or EXACT_PRODUCTS & host.cpu_features:
         return None
     return (
-        "it computes on 8-bit integers, whose products saturate on a CPU without VNNI, and its gate was passed on one "
-        "that has it: take an fp16 or fp32 bundle"
+        "it computes on 8-bit integers, whose products saturate on a CPU without VNNI, and its gate was passed on "
+        "one that has it: take an fp16 or fp32 bundle"
     )
