@@ -226,7 +226,7 @@ def _time_findings(measured: _Measured, name: str, printed: float | None) -> lis
                 note="",
             )
         )
-    return findings or [_undecided(subject, "no engine of both was timed at equal width and size")]
+    return findings or [_undecided(subject, "no engine of both was timed at equal width, or in too few rounds")]
 
 
 def _decide_focal_accuracy(measured: _Measured) -> list[Finding]:

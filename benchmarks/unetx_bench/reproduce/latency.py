@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetx_bench.bundles import CLOCK_SPANS, OpenedEngine, check_logits, open_engines
+from unetx_bench.errors import MeasurementError
 from unetx_bench.load import LoadMonitor
 from unetx_bench.measure import measure_interleaved
 from unetx_bench.measurement import Contender, MeasureOptions
@@ -246,7 +247,12 @@ def _median(samples_ms: NDArray[np.float64]) -> Interval:
 
 
 def _ratio(numerator_ms: NDArray[np.float64], denominator_ms: NDArray[np.float64] | None) -> Interval | None:
-    return None if denominator_ms is None else _interval(ratio_interval(numerator_ms, denominator_ms))
+    if denominator_ms is None:
+        return None
+    try:
+        return _interval(ratio_interval(numerator_ms, denominator_ms))
+    except MeasurementError:  # the time was up after too few rounds for any interval
+        return None
 
 
 def _interval(estimate: Estimate) -> Interval:

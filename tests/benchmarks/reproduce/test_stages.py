@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import types
@@ -204,6 +205,16 @@ def test_the_baseline_and_what_is_not_alike_have_no_ratio(run: TimedRun) -> None
     assert other.ratio_with_step is None
     assert other.ms_with_step is not None
     assert estimate_step(run, "unet", None) is None
+
+
+def test_too_few_rounds_give_a_median_and_no_ratio(run: TimedRun) -> None:
+    short = {
+        name: {engine: row[:4] for engine, row in lanes.items() if engine != "step"}
+        for name, lanes in run.samples_ms.items()
+    }
+    (found,) = estimate_engines(dataclasses.replace(run, samples_ms=short), "crf", comparable=True)
+    assert found.ms.value == pytest.approx(np.median(short["crf"][ENGINE]))
+    assert (found.ms.low, found.ratio) == (None, None)
 
 
 def _scores(shift: float, count: int = 12) -> dict[str, dict[str, float]]:
