@@ -1,4 +1,4 @@
-"""`unetx-opt segment`: radiographs in, masks and overlays out."""
+"""`unetx-opt segment`: radiographs in, masks, overlays and DICOM results out."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unetx_opt.cli.output import echo_json, note, progress
+from unetx_opt.cli.segment_outputs import (
+    FILES,
+    OUTPUTS,
+    SEGMENTATION_KINDS,
+    OutputPlan,
+    Radiograph,
+    read_radiograph,
+    write_outputs,
+)
 from unetx_opt.cli.trust import public_key_option, read_trusted_keys
 from unetx_opt.errors import UnetxError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from unetx_opt.dicom.sandbox import DicomReader
     from unetx_opt.runtime import Segmenter
 
 __all__ = ["segment"]
@@ -31,14 +37,12 @@ class _Job:
     stem: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Radiograph:
-    """What the engine needs of an input, whatever kind of file it was."""
-
-    pixels: NDArray[Any]
-    spacing_mm: tuple[float, float] | None
-    pixel_aspect: float | None
-    read_ms: float
+def _split_formats(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    names = dict.fromkeys(name.strip().lower() for value in values for name in value.split(","))
+    for name in names:
+        if name not in OUTPUTS:
+            raise click.BadParameter(f"{name!r} is none of {', '.join(OUTPUTS)}.")
+    return tuple(names)
 
 
 @click.command("segment")
@@ -52,24 +56,47 @@ class _Radiograph:
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for the masks and overlays.",
 )
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    default=("png",),
+    show_default=True,
+    callback=_split_formats,
+    metavar="NAME",
+    help=f"What is written, repeated or with commas: {', '.join(OUTPUTS)}. All but png need DICOM inputs.",
+)
+@click.option(
+    "--seg-kind",
+    default="BINARY",
+    show_default=True,
+    type=click.Choice(SEGMENTATION_KINDS, case_sensitive=False),
+    help="Kind of DICOM segmentation.",
+)
+@click.option("--stable-uids", is_flag=True, help="The same input and bundle give results of the same UIDs.")
+@click.option("--udi", metavar="TEXT", help="Unique Device Identifier that DICOM results carry.")
+@click.option("--force", is_flag=True, help="Take DICOM images that are no single grey chest radiograph, too.")
 @click.option("--target", metavar="NAME", help="Use the engine of this target and no other.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of one inference.")
 @public_key_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def segment(bundle: Path, inputs: tuple[Path, ...], output: Path, *, as_json: bool, **opening: Any) -> None:
+def segment(bundle: Path, inputs: tuple[Path, ...], output: Path, *, as_json: bool, **options: Any) -> None:
     """Segment radiographs (PNG or DICOM files, or folders of them) with a BUNDLE.
 
-    Each input NAME gives NAME.mask.png and NAME.overlay.png in the output folder. An input that cannot be
-    segmented is reported and does not stop the others; the exit code is then 1.
+    Each input NAME gives NAME.mask.png and NAME.overlay.png in the output folder, and NAME.seg.dcm, NAME.sc.dcm,
+    NAME.gsps.dcm or NAME.sr.dcm where they are asked for. An input that cannot be segmented is reported and does not
+    stop the others; the exit code is then 1.
     """
     from unetx_opt.runtime import open_bundle
 
+    opening = {name: options.pop(name) for name in ("target", "threads")}
+    trusted = read_trusted_keys(options.pop("public_keys"))
+    plan = OutputPlan(output, **options)
     jobs = tuple(_name_jobs(_expand(inputs)))
-    _refuse_replaced_inputs(jobs, output)
-    trusted = read_trusted_keys(opening.pop("public_keys"))
+    _refuse_replaced_inputs(jobs, plan)
     with open_bundle(bundle, **opening, trusted=trusted) as segmenter:
         _note_engine(segmenter)
-        results = list(_segment_all(segmenter, jobs, output, quiet=as_json))
+        results = list(_segment_all(segmenter, jobs, plan, quiet=as_json))
         header = {
             "bundle": bundle,
             "target": segmenter.target,
@@ -107,14 +134,10 @@ def _name_jobs(sources: Iterable[Path]) -> Iterator[_Job]:
         yield _Job(source, stem)
 
 
-def _output_paths(job: _Job, output: Path) -> tuple[Path, Path]:
-    return output / f"{job.stem}.mask.png", output / f"{job.stem}.overlay.png"
-
-
-def _refuse_replaced_inputs(jobs: tuple[_Job, ...], output: Path) -> None:
+def _refuse_replaced_inputs(jobs: tuple[_Job, ...], plan: OutputPlan) -> None:
     sources = {job.source.resolve() for job in jobs}
     for job in jobs:
-        for path in _output_paths(job, output):
+        for path in plan.paths(job.stem).values():
             if path.resolve() in sources:
                 raise UnetxError(
                     f"{path} is an input, and the result of {job.source} would replace it: choose another --output"
@@ -128,7 +151,7 @@ def _note_engine(segmenter: Segmenter) -> None:
 
 
 def _segment_all(
-    segmenter: Segmenter, jobs: tuple[_Job, ...], output: Path, *, quiet: bool
+    segmenter: Segmenter, jobs: tuple[_Job, ...], plan: OutputPlan, *, quiet: bool
 ) -> Iterator[dict[str, Any]]:
     from unetx_opt.dicom.sandbox import DicomReader
 
@@ -137,7 +160,10 @@ def _segment_all(
         bar = display.add_task("segmenting", total=len(jobs))
         for job in jobs:
             try:
-                result = _segment_one(segmenter, _read(job.source, reader), job, output) | {"first_run": first_run}
+                image = read_radiograph(job.source, reader, plan)
+                for reason in image.notes:
+                    note(f"forced: {job.source}: {reason}")
+                result = _segment_one(segmenter, image, job, plan) | {"first_run": first_run}
                 first_run = False
                 if not quiet:
                     click.echo(_describe(result))
@@ -148,20 +174,16 @@ def _segment_all(
             yield result
 
 
-def _segment_one(segmenter: Segmenter, image: _Radiograph, job: _Job, output: Path) -> dict[str, Any]:
-    from unetx_opt.imaging.files import write_mask_png, write_overlay_png
-
+def _segment_one(segmenter: Segmenter, image: Radiograph, job: _Job, plan: OutputPlan) -> dict[str, Any]:
     segmentation = segmenter.segment(image.pixels, image.spacing_mm, pixel_aspect=image.pixel_aspect)
     segmented = time.perf_counter()
-    mask, overlay = _output_paths(job, output)
-    write_mask_png(mask, segmentation.labels, num_classes=segmentation.logits_khw.shape[0])
-    write_overlay_png(overlay, image.pixels, segmentation.labels)
+    paths = write_outputs(image, segmentation, plan, job.stem, segmenter.manifest_sha256)
     written = time.perf_counter()
     return {
         "input": job.source,
         "error": None,
-        "mask": mask,
-        "overlay": overlay,
+        **paths,
+        "forced": image.notes,
         "height": image.pixels.shape[0],
         "width": image.pixels.shape[1],
         "spacing_mm": image.spacing_mm,
@@ -175,16 +197,6 @@ def _segment_one(segmenter: Segmenter, image: _Radiograph, job: _Job, output: Pa
     }
 
 
-def _read(path: Path, reader: DicomReader) -> _Radiograph:
-    from unetx_opt.dicom.read import is_dicom
-    from unetx_opt.imaging.files import read_image
-
-    started = time.perf_counter()
-    image = reader.read(path) if is_dicom(path) else read_image(path)
-    read_ms = (time.perf_counter() - started) * 1e3
-    return _Radiograph(image.pixels, image.spacing_mm, getattr(image, "pixel_aspect", None), read_ms)
-
-
 def _describe(result: Mapping[str, Any]) -> str:
     areas = (
         [f"{name} {pixels} px" for name, pixels in result["areas_px"].items()]
@@ -192,4 +204,5 @@ def _describe(result: Mapping[str, Any]) -> str:
         else [f"{name} {area:.0f} mm2" for name, area in result["areas_mm2"].items()]
     )
     warm_up = ", first run" if result["first_run"] else ""
-    return f"{result['mask']}: {', '.join(areas)}; {result['timings_ms']['total']:.1f} ms{warm_up}"
+    first = next(result[name] for name in FILES if name in result)
+    return f"{first}: {', '.join(areas)}; {result['timings_ms']['total']:.1f} ms{warm_up}"

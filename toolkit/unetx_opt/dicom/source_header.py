@@ -52,7 +52,8 @@ _VALUES: Final[Mapping[str, re.Pattern[str]]] = MappingProxyType(
         "PN": re.compile(r"[^\\]{0,194}"),
         "SH": re.compile(r"[^\\]{0,16}"),
         "TM": re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?"),
-        "UI": re.compile(r"(?=.{1,64}$)(0|[1-9]\d*)(\.(0|[1-9]\d*))+"),
+        # Leading zeros are not allowed and are found: a reference must be what the source says.
+        "UI": re.compile(r"(?=.{1,64}$)\d+(\.\d+)*"),
         "US": re.compile(r"\d{1,5}"),
     }
 )

@@ -81,7 +81,9 @@ def _open_best(bundle: Bundle, target: str | None, threads: int | None) -> Segme
         for other in choice.usable[index + 1 :]:
             reasons[label_engine(other, engines)] = f"{label_engine(record, engines)} is preferred"
         names = tuple(label.name for label in manifest.labels)
-        return Segmenter(session, record, manifest.input, names, reasons, refiner)
+        segmenter = Segmenter(session, record, manifest.input, names, reasons, refiner)
+        segmenter.manifest_sha256 = bundle.manifest_sha256
+        return segmenter
     raise EngineError(describe_reasons("no engine of this bundle runs on this machine", reasons))
 
 

@@ -115,6 +115,8 @@ class Segmenter(Closing):
         self.label_names = label_names
         self.passed_over: Mapping[str, str] = MappingProxyType(dict(passed_over or {}))
         self.refiner = refiner
+        #: SHA-256 (hex) of the bundle's manifest, which names what made a mask; empty without a bundle.
+        self.manifest_sha256 = ""
         self._session: Session | None = session
         self._target = session.target
         self._compute_dtype = session.compute_dtype

@@ -31,7 +31,7 @@ def build_sc(request: ResultRequest) -> Dataset:
     source, overlay = request.source, request.findings.overlay_rgb
     if overlay is None or overlay.shape != (*request.findings.labels.shape, 3):
         raise SpecError("a Secondary Capture needs the overlay of its mask as (height, width, 3) uint8")
-    result: Dataset = highdicom.sc.SCImage(
+    result = highdicom.sc.SCImage(
         pixel_array=overlay,
         photometric_interpretation="RGB",
         bits_allocated=8,
@@ -53,6 +53,7 @@ def build_sc(request: ResultRequest) -> Dataset:
         series_description="Segmentation overlay",
         **identification(request, "sc", _SERIES_NUMBER),
     )
+    result.copy_patient_and_study_information(source)
     result.PatientOrientation = source.PatientOrientation
     result.Laterality = source.Laterality
     result.ConversionType = "WSD"
@@ -63,4 +64,5 @@ def build_sc(request: ResultRequest) -> Dataset:
         coded(Code("121322", "DCM", "Source image for image processing operation"))
     ]
     result.SourceImageSequence = [reference]
-    return result
+    finished: Dataset = result
+    return finished
