@@ -36,7 +36,7 @@ def _read_variants(context: click.Context, parameter: click.Parameter, text: str
     type=click.Path(path_type=Path),
     help="Folder with images/ and masks/, or ChestX-ray14 with a CheXmask table. Without it: phantoms.",
 )
-@click.option("--quick", is_flag=True, help="Within 10 minutes on two cores; the report says what was cut.")
+@click.option("--quick", is_flag=True, help="Cut down to minutes; the report says what was cut.")
 @click.option(
     "--checkpoints",
     metavar="DIR",
