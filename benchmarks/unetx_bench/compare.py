@@ -14,7 +14,7 @@ from typing import Final
 from unetx_bench.compare_facts import DriftChange, EnvironmentChange, drift_changes, environment_changes
 from unetx_bench.errors import MeasurementError
 from unetx_bench.report import Report
-from unetx_bench.standings import BASELINES, find_ratio, peer_latencies
+from unetx_bench.standings import BASELINES, baselines_of, find_ratio, peer_latencies
 from unetx_bench.statistics import Estimate
 from unetx_bench.timings import Timing, TimingKey, list_timings, model_keys
 
@@ -168,15 +168,18 @@ def _check_comparable(before: Report, after: Report) -> None:
 
 
 def _compare_timing(first: Timing, second: Timing, rules: _Rules) -> ContenderChange:
-    peers = [peer_latencies(rules.before, first.bundle), peer_latencies(rules.after, second.bundle)]
+    peers = [
+        peer_latencies(rules.before, first.candidate.bundle),
+        peer_latencies(rules.after, second.candidate.bundle),
+    ]
     common = [name for name in peers[0] if name in peers[1]]
-    preferred = (rules.peer,) if rules.peer is not None else (*BASELINES, *common)
+    preferred = (rules.peer,) if rules.peer is not None else (*baselines_of(first.candidate), *common)
     peer = next((name for name in preferred if name in common), None)
     ratio_before = ratio_after = change = None
     verdict, remark = "not comparable", ""
     if peer is None:
         remark = f"{rules.peer or 'a common peer'} is not in both runs"
-    elif peer == first.key.name and first.kind == "peer":
+    elif peer == first.key.name and first.candidate.kind == "peer":
         verdict = "the common peer"
     elif rules.images_differ and first.key.span != "engine":
         remark = "the timed images differ"
@@ -188,7 +191,7 @@ def _compare_timing(first: Timing, second: Timing, rules: _Rules) -> ContenderCh
         remark = "" if change is not None else "too few rounds for an interval"
     return ContenderChange(
         contender=str(first.key),
-        kind=first.kind,
+        kind=first.candidate.kind,
         median_before_ms=first.latency.median_ms,
         median_after_ms=second.latency.median_ms,
         peer=peer,
@@ -257,7 +260,7 @@ def _gone(first: Mapping[TimingKey, Timing], second: Mapping[TimingKey, Timing])
     """Engines that do not run any more, of bundles that both runs have."""
     models, engines = {key.model for key in second}, {(key.model, key.name) for key in second}
     names = {
-        (key.model, key.name): timing.kind
+        (key.model, key.name): timing.candidate.kind
         for key, timing in first.items()
         if key.model in models and (key.model, key.name) not in engines
     }

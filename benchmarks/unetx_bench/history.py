@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unetx_bench.errors import MeasurementError
 from unetx_bench.report import REPORT_NAME, Report, read_report
-from unetx_bench.standings import BASELINES, Standing, fastest_standing, find_ratio, peer_latencies
+from unetx_bench.standings import BASELINES, Standing, baselines_of, fastest_standing, find_ratio, peer_latencies
 from unetx_bench.statistics import Estimate
 from unetx_bench.timings import Timing, TimingKey, bundle_titles, list_timings
 
@@ -138,9 +138,11 @@ def list_trends(reports: Sequence[tuple[str, Report]]) -> tuple[Trend, ...]:
         )
     runs = sorted(reports, key=lambda row: row[1].created)
     found: dict[TimingKey, dict[str, list[TrendRow]]] = {}
+    baselines: dict[TimingKey, tuple[str, ...]] = {}
     for source, report in runs:
         same_image = report.image.sha256 == runs[-1][1].image.sha256
         for key, timing in list_timings(report).items():
+            baselines[key] = baselines_of(timing.candidate)
             # With an image of another size, preparing it and writing its mask take another time.
             for peer, row in (
                 _held_against_peers(source, report, timing) if same_image or key.span == "engine" else ()
@@ -150,7 +152,7 @@ def list_trends(reports: Sequence[tuple[str, Report]]) -> tuple[Trend, ...]:
         raise MeasurementError(
             f"no report has a contender and a peer with rounds enough: run bench with --peer {BASELINES[0]}"
         )
-    return tuple(_trend(key, by_peer) for key, by_peer in found.items())
+    return tuple(_trend(key, by_peer, baselines[key]) for key, by_peer in found.items())
 
 
 def list_fleet(reports: Sequence[tuple[str, Report]]) -> tuple[FleetRow, ...]:
@@ -180,16 +182,16 @@ def list_fleet(reports: Sequence[tuple[str, Report]]) -> tuple[FleetRow, ...]:
 
 
 def _held_against_peers(source: str, report: Report, timing: Timing) -> Iterator[tuple[str, TrendRow]]:
-    for peer, latency in peer_latencies(report, timing.bundle).items():
+    for peer, latency in peer_latencies(report, timing.candidate.bundle).items():
         ratio = find_ratio(report, timing.latency, latency) if latency is not timing.latency else None
         if ratio is not None:
             median_ms, disturbed = timing.latency.median_ms, report.run.disturbed
             yield peer, TrendRow(report.created, source, report.product, ratio, median_ms, disturbed)
 
 
-def _trend(key: TimingKey, by_peer: Mapping[str, list[TrendRow]]) -> Trend:
-    """Choose the peer of most runs; of several, PyTorch as it is."""
-    order = {name: index for index, name in enumerate(BASELINES)}
+def _trend(key: TimingKey, by_peer: Mapping[str, list[TrendRow]], baselines: Sequence[str]) -> Trend:
+    """Choose the peer of most runs; of several, PyTorch as it is on the same device."""
+    order = {name: index for index, name in enumerate(baselines)}
     peer = min(by_peer, key=lambda name: (-len(by_peer[name]), order.get(name, len(order))))
     return Trend(key, peer, tuple(by_peer[peer]))
 

@@ -13,6 +13,7 @@ from unetx_bench.statistics import Estimate
 __all__ = [
     "BASELINES",
     "Standing",
+    "baselines_of",
     "fastest_standing",
     "find_baseline",
     "find_ratio",
@@ -21,10 +22,12 @@ __all__ = [
     "peer_latencies",
     "peer_name",
     "plain_latency",
+    "runs_on_gpu",
 ]
 
-#: Peers that a bundle is held against, the first one of them that was measured.
+#: PyTorch as it is, on the CPU and on the GPU: what engines are held against.
 BASELINES: Final = ("torch-eager", "torch-cuda-eager")
+_GPU_TARGETS: Final = frozenset({"tensorrt", "tensorrt-rtx", "onnxruntime-cuda"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +82,20 @@ def peer_latencies(report: Report, bundle: str) -> dict[str, Latency]:
     return found
 
 
-def find_baseline(report: Report, bundle: str, names: tuple[str, ...] = BASELINES) -> Latency | None:
-    """Find the peer that a bundle is held against.
+def runs_on_gpu(candidate: Candidate) -> bool:
+    """Whether a candidate computes on the GPU."""
+    return candidate.target in _GPU_TARGETS or (candidate.kind == "peer" and "-cuda" in candidate.name)
 
-    Parameters
-    ----------
-    report : Report
-        A run.
-    bundle : str
-        Name of a bundle.
-    names : tuple of str
-        Peers, the preferred one first.
-    """
-    peers = peer_latencies(report, bundle)
-    return next((peers[name] for name in names if name in peers), None)
+
+def baselines_of(candidate: Candidate) -> tuple[str, ...]:
+    """Name the peers that a candidate is held against, the preferred one first: PyTorch on its own device."""
+    return BASELINES[::-1] if runs_on_gpu(candidate) else BASELINES
+
+
+def find_baseline(report: Report, candidate: Candidate) -> Latency | None:
+    """Find the peer that a candidate is held against; None where none of `baselines_of` was measured."""
+    peers = peer_latencies(report, candidate.bundle)
+    return next((peers[name] for name in baselines_of(candidate) if name in peers), None)
 
 
 def find_ratio(report: Report, numerator: Latency, denominator: Latency) -> Estimate | None:
@@ -135,7 +138,7 @@ def fastest_standing(report: Report, bundle: str) -> Standing | None:
     if not found:
         return None
     _, best, latency, median_ms = min(found, key=lambda row: row[0])
-    base = find_baseline(report, bundle)
+    base = find_baseline(report, best)
     ratio = None if base is None else find_ratio(report, latency, base)
     return Standing(
         best, median_ms, None if base is None else base.candidate, None if ratio is None else invert(ratio)

@@ -59,8 +59,7 @@ class Timing:
     """A contender's latency and where it comes from."""
 
     key: TimingKey
-    kind: str
-    bundle: str
+    candidate: Candidate
     latency: Latency
 
 
@@ -97,7 +96,7 @@ def list_timings(report: Report) -> dict[TimingKey, Timing]:
         candidate = candidates.get(latency.candidate)
         if candidate is not None:
             key = TimingKey(*titles[candidate.name], latency.span, latency.batch, flops.get(candidate.bundle, 0))
-            found.setdefault(key, Timing(key, candidate.kind, candidate.bundle, latency))
+            found.setdefault(key, Timing(key, candidate, latency))
     return found
 
 

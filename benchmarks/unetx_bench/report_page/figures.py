@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from unetx_bench.report import Candidate, Latency, Report
 from unetx_bench.report_page.distributions import DistributionRow
 from unetx_bench.report_page.pareto import ParetoPoint
 from unetx_bench.report_page.roof import Roof, RoofPoint
 from unetx_bench.report_page.scatter import ScatterRow
-from unetx_bench.standings import find_baseline, find_ratio, invert, passes_gate, plain_latency
+from unetx_bench.standings import find_baseline, find_ratio, invert, passes_gate, plain_latency, runs_on_gpu
 from unetx_bench.statistics import Estimate
 
 __all__ = [
@@ -25,8 +25,6 @@ __all__ = [
     "speed_rows",
     "worst_limit",
 ]
-
-_GPU_TARGETS: Final = frozenset({"tensorrt", "tensorrt-rtx", "onnxruntime-cuda"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,7 @@ def speed_rows(report: Report) -> tuple[SpeedRow, ...]:
         latency = plain_latency(report, candidate.name)
         if latency is None:
             continue
-        base = find_baseline(report, candidate.bundle)
+        base = find_baseline(report, candidate)
         ratio = None
         if base is not None and base.candidate != candidate.name:
             ratio = find_ratio(report, latency, base)
@@ -164,7 +162,7 @@ def _held_against_limits(report: Report, device: str) -> Iterator[tuple[Candidat
         latency = plain_latency(report, row.name)
         if row.roofline is None or latency is None or latency.median_ms is None:
             continue
-        if ("cuda" if row.target in _GPU_TARGETS else "cpu") == device:
+        if ("cuda" if runs_on_gpu(row) else "cpu") == device:
             intensities = tuple(point.intensity for point in row.roofline.points if point.limit_ms > 0)
             yield row, row.roofline, latency.median_ms.value / 1e3, intensities
 

@@ -24,7 +24,7 @@ from unetx_bench.report_page.pictures import PictureBudget, embed_cases
 from unetx_bench.report_page.rendering import both_widths, render_template
 from unetx_bench.report_page.roof import draw_roof
 from unetx_bench.report_page.scatter import draw_scatter
-from unetx_bench.standings import fastest_standing, passes_gate
+from unetx_bench.standings import fastest_standing, passes_gate, runs_on_gpu
 
 __all__ = ["PAGE_NAME", "render_report_page"]
 
@@ -58,6 +58,7 @@ def render_report_page(report: Report, folder: Path) -> str:
         "report": report,
         "standings": [(bundle, fastest_standing(report, bundle.name)) for bundle in report.bundles],
         "speeds": speed_rows(report),
+        "several_baselines": len({runs_on_gpu(row) for row in report.candidates}) > 1,
         "engines": engines,
         "compared": compared,
         "passes": passes_gate,

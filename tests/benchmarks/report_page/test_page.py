@@ -282,3 +282,27 @@ def test_the_page_can_be_made_again_from_the_file_alone(report: Report, folder: 
     (folder / "report.json").write_bytes(serialize_report(report))
     assert CliRunner().invoke(main, [str(folder / "report.json")]).exit_code == 0
     assert (folder / "report.html").read_text(encoding="utf-8") == render_report_page(report, folder)
+
+
+def test_an_engine_on_the_gpu_is_held_against_pytorch_on_the_gpu(made: ModuleType, folder: Path) -> None:
+    data = json.loads(
+        json.dumps(made.make_json(0, 80, {"unet-fp16 torch-channels-last": 0.1})).replace(
+            "torch-channels-last", "torch-cuda-eager"
+        )
+    )
+    data["candidates"][0] |= {"target": "tensorrt"}
+    gpu: dict[str, Any] = dict.fromkeys(
+        ("memory_mhz", "power_limit_w", "utilization_percent", "energy_mj", "processes")
+    )
+    gpu |= {"name": "A GPU", "driver": "1", "pstate": "P2", "sm_mhz": 1800.0, "temperature_c": 60.0, "power_w": 70.0}
+    gpu |= {"memory_used_bytes": 2**30, "throttle": ["power cap", "thermal"]}
+    data["run"]["state_before"] |= {"gpu": gpu}
+    data["environment"] |= {"gpu": "A GPU", "driver": "1", "compute_capability": "8.6"}
+    data["ceilings"].append({**data["ceilings"][0], "device": "cuda", "threads": 0})
+    text = Reader(render_report_page(Report.model_validate(data), folder)).text
+    first = text[: text.index("Engines and peers")]
+    assert re.search(r"0\.1\d . as fast as unet-fp16 torch-cuda-eager", first)
+    assert re.search(r"7\.\d+ . as fast as unet-fp16 torch-eager", first), "the other bundle runs on the CPU"
+    assert "throttle power cap, thermal" in text
+    assert "memory of cuda allow" in text
+    assert "memory of cpu allow" in text
