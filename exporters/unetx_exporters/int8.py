@@ -207,7 +207,9 @@ def write_search_evidence(
             "image_sha256": list(calibration.sha256),
             "notes": list(calibration.notes),
         },
-        "schemes": [{**search_to_json(graph), **preparation(graph.scheme)} for graph in quantized.values()],
+        "schemes": [
+            {**search_to_json(graph), "preparation": preparation(graph.scheme)} for graph in quantized.values()
+        ],
     }
     (directory / "search.json").write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
     for graph in quantized.values():

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from unetx_exporters.evaluation import BuiltEngine
+from unetx_exporters.junction_limits import LIMITS, follows_graph, is_exact, limit_of
 from unetx_exporters.onnx.graph import JUNCTION_PREFIX, OUTPUT_NAME, mark_outputs
 from unetx_exporters.tensor_error import fit_channels, relative_error
 from unetx_opt.optional import require
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from unetx_opt.models.unet import UNet
 
 __all__ = [
-    "LIMITS",
-    "JunctionLimit",
     "JunctionRow",
     "SentinelInputs",
     "explain_junction",
@@ -41,36 +40,6 @@ __all__ = [
 
 Tensors = Mapping[str, "NDArray[np.float32]"]
 Probe = Callable[["NDArray[np.float32]"], Tensors]
-
-
-@dataclass(frozen=True, slots=True)
-class JunctionLimit:
-    """How far a tensor of an engine may be from the expected one, as `relative_error`.
-
-    Attributes
-    ----------
-    torch : float
-        From the FP32 module: what rounding to the engine's type may do over the depth of the network.
-    graph : float
-        From the engine's own graph, unoptimised: what another order of sums, and a value that rounds the other
-        way, may do.
-    """
-
-    torch: float
-    graph: float
-
-
-#: Type that an engine computes in -> limits. A convolution that reads other pixels than it should is 1 or more away.
-LIMITS: Final[Mapping[str, JunctionLimit]] = MappingProxyType(
-    {
-        "float32": JunctionLimit(torch=1e-3, graph=1e-3),
-        "float16": JunctionLimit(torch=0.02, graph=0.02),
-        "bfloat16": JunctionLimit(torch=0.06, graph=0.06),
-        "int8": JunctionLimit(torch=0.25, graph=0.15),
-    }
-)
-#: An fp16 request stores its weights rounded also where the arithmetic is float32.
-_STORED_HALF: Final = JunctionLimit(torch=0.02, graph=1e-3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +58,9 @@ class JunctionRow:
         Largest `relative_error` over the images.
     limit : float
         See `LIMITS`.
+    decisive : bool
+        Whether to be beyond the limit is a fault. Where the engine rounds otherwise than what it is compared with,
+        it may be the rounding of a network that suffers from it: what that does to masks the gate decides.
     """
 
     engine: str
@@ -97,6 +69,7 @@ class JunctionRow:
     tensor: str
     error: float
     limit: float
+    decisive: bool = True
 
     @property
     def passed(self) -> bool:
@@ -148,7 +121,7 @@ def watch_engine(engine: BuiltEngine, inputs: SentinelInputs) -> tuple[JunctionR
     make_probe = _PROBES.get(engine.record.target)
     if engine.why_graph is not None or make_probe is None:
         return ()
-    limit = _limit(engine)
+    limit = limit_of(engine.record)
     narrow = limit is LIMITS["int8"]
     names = (*inputs.junctions, OUTPUT_NAME)
     errors: dict[tuple[str, str], float] = {}
@@ -178,9 +151,12 @@ def watch_engine(engine: BuiltEngine, inputs: SentinelInputs) -> tuple[JunctionR
                     module[name],
                     fit_channels(actual[name], module[name]) if scaled else actual[name],
                 )
-    limits = {"PyTorch": limit.torch, "ONNX Runtime": limit.graph}
+    limits = {
+        "PyTorch": (limit.torch, is_exact(engine.record)),
+        "ONNX Runtime": (limit.graph, follows_graph(engine.record)),
+    }
     return tuple(
-        JunctionRow(engine.name, inputs.weights, against, tensor, error, limits[against])
+        JunctionRow(engine.name, inputs.weights, against, tensor, error, *limits[against])
         for tensor in (*names, _SHIPPED)
         for against in limits
         if (error := errors.get((tensor, against))) is not None
@@ -188,9 +164,9 @@ def watch_engine(engine: BuiltEngine, inputs: SentinelInputs) -> tuple[JunctionR
 
 
 def explain_junction(rows: Sequence[JunctionRow]) -> str | None:
-    """Name the first tensor that is beyond its limit, nearest to the cause; None where there is none."""
+    """Name the first tensor that is at fault, nearest to the cause; None where there is none."""
     for row in rows:
-        if not row.passed:
+        if row.decisive and not row.passed:
             return (
                 f"{row.engine} with {row.weights} weights differs from {row.against} first at {row.tensor}: "
                 f"relative error {row.error:.3g}, expected at most {row.limit:g}"
@@ -199,15 +175,6 @@ def explain_junction(rows: Sequence[JunctionRow]) -> str | None:
 
 
 _SHIPPED: Final = "logits as shipped"
-
-
-def _limit(engine: BuiltEngine) -> JunctionLimit:
-    record = engine.record
-    if "int8" in record.layers.values():  # one narrow layer is enough to move everything behind it
-        return LIMITS["int8"]
-    if record.compute_dtype == "float32" and record.storage_dtype == "float16":
-        return _STORED_HALF
-    return LIMITS.get(record.compute_dtype, LIMITS["int8"])
 
 
 @contextlib.contextmanager

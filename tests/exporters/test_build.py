@@ -19,7 +19,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from unetx_exporters import pipeline
+from unetx_exporters import attempt, pipeline
 from unetx_exporters.onnxruntime import build as ort_build
 from unetx_exporters.options import BuildOptions
 from unetx_exporters.pipeline import build_bundle
@@ -165,6 +165,9 @@ def test_an_engine_that_is_not_the_model_fails_the_gate_with_exit_3_and_leaves_n
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ort_build, "build_onnxruntime_cpu", _break_weights)
+    # The comparison at the junctions would refuse it first.
+    monkeypatch.setattr(attempt, "watch_engine", lambda engine, inputs: ())
+    monkeypatch.setattr(attempt, "watch_random", lambda *asked, **how: ())
     arguments = ["build", "--variant", "attention", "--precision", "fp32", "--target", "onnxruntime-cpu"]
     arguments += ["--checkpoint", str(tiny_checkpoint), "--size", str(SIZE_PX), "-o", str(tmp_path / "x")]
     assert main(arguments) == 3

@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from unetx_exporters.evaluation import BuiltEngine
+from unetx_exporters.junction_limits import LIMITS
 from unetx_exporters.onnx.barriers import add_barriers
 from unetx_exporters.onnx.graph import producers
 from unetx_exporters.onnx.verify import GraphRunner
 from unetx_exporters.openvino.build import write_ir
 from unetx_exporters.random_watch import random_model
-from unetx_exporters.sentinel import LIMITS, SentinelInputs, explain_junction, watch_engine
+from unetx_exporters.sentinel import JunctionRow, SentinelInputs, explain_junction, watch_engine
 from unetx_exporters.tensor_error import fit_channels, relative_error
 from unetx_opt.models.variants import variant_spec
 from unetx_opt.specs import EngineRecord
@@ -98,6 +99,16 @@ def test_a_wrong_view_of_the_concatenation_is_found_at_the_junction_and_named(
     # Far beyond what any precision is allowed: the limits tell faults from rounding.
     worst = max(row.error for row in rows if row.tensor == JUNCTION)
     assert worst > 2 * max(limit.torch for limit in LIMITS.values())
+
+
+def test_rounding_to_a_narrow_type_is_left_to_the_gate_and_a_strange_result_of_the_graph_is_not() -> None:
+    row = JunctionRow("x", "trained", "PyTorch", JUNCTION, 0.5, 0.25, decisive=False)
+    assert not row.passed
+    assert explain_junction([row]) is None
+    fault = dataclasses.replace(row, against="ONNX Runtime", decisive=True)
+    message = explain_junction([row, fault])
+    assert message is not None
+    assert "differs from ONNX Runtime first" in message
 
 
 def test_an_engine_that_cannot_run_here_is_not_watched(unet: onnx.ModelProto, tmp_path: Path) -> None:
