@@ -21,7 +21,7 @@ from unetx_bench.report_page.page import PAGE_NAME, render_report_page
 from unetx_bench.request import BenchRequest, choose_images, make_timed_image
 from unetx_bench.tables import latency_csv, samples_csv, summary_markdown
 from unetx_opt import __version__
-from unetx_opt.files import scratch_directory, staged_directory
+from unetx_opt.files import scratch_directory, staged_directory, write_file
 
 __all__ = ["MeasuredRun", "measure_until_quiet", "run_benchmark"]
 
@@ -74,6 +74,8 @@ def run_benchmark(request: BenchRequest, note: Note = lambda text: None) -> Repo
             details = measure_candidates(opened, request, image, folder, note)
         report = _assemble(request, environment, (opened, calls), run, (facts, details))
         _write(report, folder)
+    # The figures are safe before they are rendered: a long run is not lost to a page.
+    write_file(request.output / PAGE_NAME, render_report_page(report, request.output).encode())
     return report
 
 
@@ -177,4 +179,3 @@ def _write(report: Report, folder: Path) -> None:
     (folder / "latency.csv").write_text(latency_csv(report), encoding="utf-8")
     (folder / "samples.csv").write_text(samples_csv(report), encoding="utf-8")
     (folder / "summary.md").write_text(summary_markdown(report), encoding="utf-8")
-    (folder / PAGE_NAME).write_text(render_report_page(report, folder), encoding="utf-8")

@@ -3,6 +3,8 @@
 Latencies of different runs are never divided by one another. What is compared is the ratio of a contender to a peer
 that took turns with it, and so met the same clocks and the same disturbances; the peer is the same in both runs. The
 interval of its change lies between the quotients of the two intervals' ends: with 99 % for each it holds with 98 %.
+It is about the rounds of the two runs. What differs from one start of a program to the next, such as where its memory
+lies, is not in it: the bound has to leave room for that, and two runs of the same engines show how much.
 """
 
 from __future__ import annotations

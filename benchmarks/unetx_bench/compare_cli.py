@@ -44,6 +44,7 @@ def compare(before: Path, after: Path, bound: float, peer: str | None, as_json: 
     """Say what changed between two report.json of one device: BEFORE and AFTER.
 
     Compared are ratios to a peer that took turns with the contender in both runs, never latencies of different runs.
+    Intervals are about the rounds of these two runs; leave room in the bound for what differs from start to start.
     Exits 3 if an engine is slower beyond the bound for sure, fails a gate that it passed, or no longer runs.
     """
     from unetx_bench.compare import compare_reports

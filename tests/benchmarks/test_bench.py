@@ -21,6 +21,7 @@ from unetx_bench.findings import answer
 from unetx_bench.measurement import Contender, MeasureOptions
 from unetx_bench.peers import PEERS, PeerModel, open_peer
 from unetx_bench.report import Ratio, Report, read_report
+from unetx_bench.report_page.page import render_report_page
 from unetx_bench.request import BenchRequest
 from unetx_bench.schema import SCHEMA_PATH, schema_bytes
 from unetx_bench.statistics import Comparison, Estimate, quantile_interval
@@ -278,3 +279,9 @@ def test_engines_are_closed_with_the_context(small_bundle: Path) -> None:
         session = opened.engines[0].session
     with pytest.raises(Exception, match="closed"):
         session.infer(np.zeros((1, 1, 64, 64), np.float32))
+
+
+def test_the_page_beside_the_report_is_made_from_it_and_its_pictures(report: Report, report_folder: Path) -> None:
+    page = (report_folder / "report.html").read_text(encoding="utf-8")
+    assert page == render_report_page(report, report_folder)
+    assert all(row.contender in page for row in report.latencies)
