@@ -38,12 +38,13 @@ from unetx_opt.runtime.sessions.base import INPUT_NAME, OUTPUT_NAME
 if TYPE_CHECKING:
     from unetx_bench.bundles import OpenedEngines
 
-__all__ = ["agreement_with_benchmark_app", "agreement_with_profiler", "main", "read_median_ms"]
+__all__ = ["agreement_row", "agreement_with_benchmark_app", "agreement_with_profiler", "main", "read_median_ms"]
 
 _MEDIAN: Final = re.compile(r"Median:\s+([0-9.]+)\s*ms")
 _TOOL: Final = "from openvino.tools.benchmark.main import main; main()"
-#: Ratios whose interval reaches into this band around 1 agree.
+#: Ratios whose interval reaches into this band around 1 agree, if the interval is no wider than +- the other.
 _BAND: Final = 0.02
+_WIDEST: Final = 0.05
 
 
 @click.command()
@@ -120,7 +121,7 @@ def agreement_with_benchmark_app(engine: OpenedEngine, folder: Path, how: tuple[
                 medians["harness"].append(float(np.median(measured.samples_ms[engine.name])))
             else:
                 medians["benchmark_app"].append(read_median_ms(_run_tool(command)))
-    return _row(engine.name, "benchmark_app", medians)
+    return agreement_row(engine.name, "benchmark_app", medians)
 
 
 def agreement_with_profiler(
@@ -158,7 +159,7 @@ def agreement_with_profiler(
     harness = measured.samples_ms[engine.name]
     rounds = min(len(stamped), len(harness))
     both = {"harness": harness[-rounds:], "profiler": np.asarray(stamped[-rounds:])}
-    row = _row(engine.name, "profiler", both)
+    row = agreement_row(engine.name, "profiler", both)
     return row | {"difference_us": asdict(_must(quantile_interval((both["harness"] - both["profiler"]) * 1e3)))}
 
 
@@ -177,15 +178,25 @@ def read_median_ms(text: str) -> float:
     return float(match[1])
 
 
-def _row(engine: str, peer: str, medians: Mapping[str, Any]) -> dict[str, Any]:
+def agreement_row(engine: str, peer: str, medians: Mapping[str, Any]) -> dict[str, Any]:
+    """Compare paired figures of the harness and of another tool; ``agrees`` is None where they are too uncertain.
+
+    Parameters
+    ----------
+    engine, peer : str
+        Names; `peer` is a key of `medians` beside "harness".
+    medians : mapping of str to array_like
+        (pairs,) in ms.
+    """
     ratio = ratio_interval(medians["harness"], medians[peer])
+    reaches = ratio.low <= 1 + _BAND and ratio.high >= 1 / (1 + _BAND)
     return {
         "engine": engine,
         "peer": peer,
         "samples_ms": {name: [round(float(value), 6) for value in values] for name, values in medians.items()},
         "median_ms": {name: float(np.median(values)) for name, values in medians.items()},
         "ratio": asdict(ratio),
-        "agrees": ratio.low <= 1 + _BAND and ratio.high >= 1 / (1 + _BAND),
+        "agrees": None if ratio.half_width > _WIDEST else reaches,
     }
 
 

@@ -6,6 +6,7 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -40,6 +41,18 @@ def test_the_median_of_benchmark_app_is_read_from_what_it_prints() -> None:
     assert agreement.read_median_ms(text) == 12.34
     with pytest.raises(MeasurementError, match="no such model"):
         agreement.read_median_ms("[ ERROR ] no such model\n")
+
+
+@pytest.mark.parametrize(
+    ("factor", "noise", "agrees"),
+    [(1.01, 0.001, True), (1.1, 0.001, False), (1.01, 0.5, None)],
+    ids=["same", "other", "too uncertain"],
+)
+def test_tools_agree_differ_or_are_too_uncertain_to_tell(factor: float, noise: float, agrees: bool | None) -> None:
+    generator = np.random.default_rng(0)
+    peer, harness = (np.exp(generator.normal(0, noise, 12)) for _ in range(2))
+    row = agreement.agreement_row("engine", "peer", {"harness": factor * harness, "peer": peer})
+    assert row["agrees"] is agrees
 
 
 def test_agreement_with_the_profiler_of_onnx_runtime_is_recorded_call_by_call(small_bundle: Path) -> None:
