@@ -178,6 +178,12 @@ def test_no_page_is_wider_than_the_screen(width: int, name: str, browser: Any, p
     assert all(found == pytest.approx(drawn, rel=0.05) for found, drawn in widths), "type in charts was scaled"
 
 
+@pytest.mark.parametrize("name", ["report", "hostile", "history", "fleet"])
+def test_no_page_is_wider_than_paper(name: str, browser: Any, pages: Path) -> None:
+    show(browser, pages / f"{name}.html", width=PAPER_PX, media="print")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= PAPER_PX
+
+
 def test_the_page_fits_on_paper_with_both_masks_beside_each_other(browser: Any, pages: Path) -> None:
     show(browser, pages / "report.html", width=PAPER_PX, media="print", theme="dark")
     assert browser.execute_script("return document.documentElement.scrollWidth") <= PAPER_PX
