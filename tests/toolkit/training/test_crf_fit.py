@@ -252,6 +252,21 @@ def test_weights_that_cannot_be_used_are_refused(
     assert not output.exists()
 
 
+@pytest.mark.parametrize("variant", ["crf", "combined"])
+def test_without_the_package_of_the_crf_nothing_is_trained_in_vain(
+    ellipse_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    variant: str,
+) -> None:
+    monkeypatch.setattr("unetx_opt.imaging.dense_crf.backends.find", lambda module: False)
+    output = tmp_path / "out.safetensors"
+    assert main(command(ellipse_folder, output, variant, "--epochs", "1", "--width", "2", "--size", "32")) == 1
+    assert "numba is not installed: run pip install 'unetx-opt[crf]'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_evaluating_a_crf_checkpoint_scores_the_masks_behind_the_crf(
     ellipse_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,7 +22,14 @@ from unetx_opt.cli.train_inputs import (
     resource_options,
     take_settings,
 )
-from unetx_opt.cli.train_step import bind_step, check_weights_usage, describe_field, fit_step, write_fitted
+from unetx_opt.cli.train_step import (
+    bind_step,
+    check_step,
+    check_weights_usage,
+    describe_field,
+    fit_step,
+    write_fitted,
+)
 from unetx_opt.errors import UnetxError
 from unetx_opt.models.variants import VARIANTS
 from unetx_opt.optional import require
@@ -109,6 +116,7 @@ def train(*, data_folder: Path, output: Path, resume: bool, overwrite: bool, as_
     options = _make_options(**settings)
     state_folder = output.with_name(output.name + ".state")
     _check_output(output, state_folder, resume=resume, overwrite=overwrite)
+    check_step(options.variant)
     if weights is not None:
         validation = open_split(data, "validation")
         result = write_fitted(weights, options.variant, validation, output, options.size_px)

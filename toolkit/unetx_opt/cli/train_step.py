@@ -10,6 +10,7 @@ import click
 
 from unetx_opt import __version__
 from unetx_opt.cli.output import note, progress
+from unetx_opt.errors import MissingPackageError
 from unetx_opt.models.variants import VARIANTS, get_variant
 
 if TYPE_CHECKING:
@@ -18,7 +19,24 @@ if TYPE_CHECKING:
     from unetx_opt.models.unet import UNet
     from unetx_opt.training.labelled import LabelledImages
 
-__all__ = ["bind_step", "check_weights_usage", "describe_field", "fit_step", "write_fitted"]
+__all__ = ["bind_step", "check_step", "check_weights_usage", "describe_field", "fit_step", "write_fitted"]
+
+
+def check_step(variant: str) -> None:
+    """Check, before hours of training, that the step that a variant ends with can be fitted here.
+
+    Raises
+    ------
+    MissingPackageError
+        The step's package is not installed.
+    """
+    if get_variant(variant).postprocess is None:
+        return
+    from unetx_opt.imaging.dense_crf import BACKENDS
+    from unetx_opt.imaging.refinement import DEFAULT_BACKEND
+
+    if reason := BACKENDS[DEFAULT_BACKEND].why_not():
+        raise MissingPackageError(f"{variant} cannot be trained to its end: {reason}")
 
 
 def check_weights_usage(variant: str, *, resume: bool) -> None:
