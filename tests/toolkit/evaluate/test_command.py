@@ -226,6 +226,7 @@ def test_organs_are_evaluated_on_chest_xray14(
         ((), 2, "either --checkpoint or --bundle"),
         (("--checkpoint", "a", "--bundle", "b"), 2, "either --checkpoint or --bundle"),
         (("--bundle", "b", "--size", "64"), 2, "--size is for a checkpoint"),
+        (("--checkpoint", "a", "--size", "0"), 2, "0 is not in the range"),
         (("--checkpoint", "a", "--target", "openvino-cpu"), 2, "--target is for a bundle"),
         (("--checkpoint", "nowhere.safetensors"), 1, "nowhere.safetensors"),
     ],

@@ -50,7 +50,12 @@ class _Predictor:
     help="Folder with images/ and masks/, or ChestX-ray14 with a CheXmask table.",
 )
 @click.option("--split", default="test", show_default=True, help="Part of the data set.")
-@click.option("--size", "size_px", type=int, help="Input of a checkpoint's network in pixels.  [default: as trained]")
+@click.option(
+    "--size",
+    "size_px",
+    type=click.IntRange(16, 8192),
+    help="Input of a checkpoint's network in pixels.  [default: as trained]",
+)
 @click.option("--target", metavar="NAME", help="Use the bundle's engine of this target and no other.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of one inference.")
 @public_key_option
