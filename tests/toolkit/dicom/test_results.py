@@ -111,6 +111,11 @@ SOURCES = {
     "detector spacing": {"PixelSpacing": None, "ImagerPixelSpacing": [0.143, 0.143]},
     "digital x-ray": {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.1", "Modality": "DX"},
     "secondary capture": {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7", "Modality": "OT"},
+    "window of no width": {"WindowWidth": 0},
+    "window without width": {"WindowWidth": None},
+    "two windows": {"WindowCenter": [10, 120], "WindowWidth": [20, 200]},
+    "slope alone": {"RescaleSlope": 2.5},
+    "rescaled": {"RescaleSlope": 0.5, "RescaleIntercept": -10, "RescaleType": "US"},
     "nothing but its identity": dict.fromkeys(
         (
             *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),

@@ -64,10 +64,31 @@ def prepare_source(source_json: str) -> Dataset:
             source.Modality = "OT"
         if "SamplesPerPixel" not in source:
             source.SamplesPerPixel = 1
+        _settle_display(source)
         # A zero or absent spacing must not become a statement of the result.
         if spacing_mm is not None:
             source.PixelSpacing = [_decimal(side) for side in spacing_mm]
     return source
+
+
+def _settle_display(source: Dataset) -> None:
+    """Leave out windows that show nothing, and complete a rescaling, as reading the picture does."""
+    windows = [_values(source, keyword) for keyword in ("WindowCenter", "WindowWidth")]
+    if len(windows[0]) != len(windows[1]) or not windows[1] or min(windows[1]) < 1:
+        for keyword in ("WindowCenter", "WindowWidth", "VOILUTFunction"):
+            if keyword in source:
+                delattr(source, keyword)
+    if "RescaleSlope" in source or "RescaleIntercept" in source:
+        source.RescaleSlope = (_values(source, "RescaleSlope") or [1.0])[0]
+        source.RescaleIntercept = (_values(source, "RescaleIntercept") or [0.0])[0]
+        source.RescaleType = source.get("RescaleType") or "US"
+
+
+def _values(source: Dataset, keyword: str) -> list[float]:
+    value = source.get(keyword)
+    if value is None:
+        return []
+    return [float(value)] if isinstance(value, str | int | float) else [float(item) for item in value]
 
 
 def derive_uid(request: ResultRequest, *purpose: str, of_series: bool = False) -> str:
