@@ -67,13 +67,22 @@ def test_the_figures_of_a_card_are_those_of_the_record_of_its_own_weights(varian
     shown = [f"{figures[key]['mean']:.4f} +/- {figures[key]['std']:.4f}" for key in ("dice", "iou", "accuracy")]
     lowest = f"{min(image['dice'] for image in row['per_image'].values()):.4f}"
     assert [text for text in (*shown, lowest, str(row["n"])) if f"| {text} |" not in table] == []
+    miou = f"{figures['miou']['mean']:.4f} +/- {figures['miou']['std']:.4f}"
+    assert miou in path.with_suffix(".md").read_text(encoding="utf-8")
     assert figures["dice"]["mean"] >= 0.955
     assert figures["miou"]["mean"] >= 0.92
 
 
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "unet"])
-def test_the_readme_shows_the_recorded_difference_of_each_variant(variant: str) -> None:
+def test_card_and_readme_show_the_recorded_difference_of_each_variant(variant: str) -> None:
     row = json.loads(_RECORD.read_text(encoding="utf-8"))["variants"][variant]
+    digits = 6 if variant == "crf" else 4
+    for figure, title in (("dice", "Dice"), ("miou", "mIoU"), ("accuracy", "pixel accuracy")):
+        found = row["against_unet"][figure]
+        mean, low, high = (f"{value:+.{digits}f}" for value in (found["mean"], *found["ci95"]))
+        p_value = "< 0.0001" if found["p"] < 1e-4 else f"{found['p']:.4f}"
+        line = _row_of(reference_checkpoint(variant).with_suffix(".md"), f"| {title} |")
+        assert line == f"| {title} | {mean} | {low} to {high} | {p_value} |"
     line = _row_of(_RECORD.parents[2] / "README.md", f"| `{variant}` |")
     found = row["against_unet"]["dice"]
     low, high = found["ci95"]
