@@ -70,15 +70,18 @@ $(RESULT)/phantom.overlay.png: $(BUNDLE) $(PHANTOM)
 
 # --- tests and checks -------------------------------------------------------------------------------------------
 
+# Tests of one file share what they build: a file stays with one process.
+PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 clean:
 	rm -rf $(QUICKSTART) .ci-venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
