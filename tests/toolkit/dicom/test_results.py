@@ -252,6 +252,37 @@ def test_geometry_patient_and_references_are_those_of_the_source():
     assert make(radiograph(PhotometricInterpretation="MONOCHROME1"))[1]["gsps"].PresentationLUTShape == "INVERSE"
 
 
+def lut(entries, first, bits):
+    item = pydicom.Dataset()
+    item.add_new(0x00283002, "US", [len(entries) % 65536, first, bits])
+    item.add_new(0x00283006, "US", [int(entry) for entry in entries])
+    return [item]
+
+
+@needs("dciodvfy")
+@pytest.mark.parametrize("with_numbers", [False, True])
+def test_lookup_tables_of_the_source_are_repeated_in_the_presentation_state(tmp_path, with_numbers):
+    modality, voi = np.arange(256) * 257, np.linspace(0, 65535, 4096).astype(int)
+    numbers = (
+        {"RescaleSlope": 2, "RescaleIntercept": 1} if with_numbers else {"WindowCenter": None, "WindowWidth": None}
+    )
+    data = radiograph(ModalityLUTSequence=lut(modality, 0, 16), VOILUTSequence=lut(voi, 0, 16), **numbers)
+    _, results, encoded = make(data, ("gsps",))
+    (tmp_path / "gsps.dcm").write_bytes(encoded["gsps"])
+    assert judge("dciodvfy", "-new", tmp_path / "gsps.dcm") == []
+    state = results["gsps"]
+    assert "RescaleSlope" not in state
+    for item, entries in (
+        (state.ModalityLUTSequence[0], modality),
+        (state.SoftcopyVOILUTSequence[0].VOILUTSequence[0], voi),
+    ):
+        assert list(item.LUTDescriptor)[:2] == [len(entries), 0]
+        found = item.LUTData
+        found = np.frombuffer(found, "<u2") if isinstance(found, bytes) else np.array(found)
+        assert np.array_equal(found, entries)
+    assert "WindowWidth" not in state.SoftcopyVOILUTSequence[0]
+
+
 @pytest.mark.parametrize("spacing", [None, [0, 0], [-1, 1]], ids=str)
 def test_an_unknown_spacing_is_stated_nowhere(spacing):
     _, results, _ = make(radiograph(PixelSpacing=spacing))

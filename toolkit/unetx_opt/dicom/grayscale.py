@@ -26,7 +26,7 @@ from unetx_opt.errors import ImageError
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["VOI_FUNCTIONS", "is_inverted", "luminance", "render_grayscale"]
+__all__ = ["VOI_FUNCTIONS", "LookupTable", "is_inverted", "luminance", "read_table", "render_grayscale"]
 
 _Values = NDArray[np.float64]
 
@@ -107,9 +107,9 @@ def _photometric_table(scale: _Scale, dataset: Dataset) -> NDArray[np.float32]:
 
 
 def _apply_modality(scale: _Scale, dataset: Dataset, little_endian: bool) -> _Scale:
-    table = _first_item(dataset, "ModalityLUTSequence")
+    table = read_table(dataset, "ModalityLUTSequence", little_endian)
     if table is not None:
-        return _look_up(scale.values, table, "Modality LUT", little_endian)
+        return _look_up(scale.values, table)
     slope = _read_numbers(dataset, "RescaleSlope") or [1.0]
     intercept = _read_numbers(dataset, "RescaleIntercept") or [0.0]
     if slope[0] == 0 or max(abs(slope[0]), abs(intercept[0])) > 1e9:
@@ -119,9 +119,9 @@ def _apply_modality(scale: _Scale, dataset: Dataset, little_endian: bool) -> _Sc
 
 
 def _apply_voi(scale: _Scale, top: float, dataset: Dataset, little_endian: bool) -> _Scale:
-    table = _first_item(dataset, "VOILUTSequence")
+    table = read_table(dataset, "VOILUTSequence", little_endian)
     if table is not None:
-        return _look_up(scale.values, table, "VOI LUT", little_endian)
+        return _look_up(scale.values, table)
     center = _read_numbers(dataset, "WindowCenter")
     width = _read_numbers(dataset, "WindowWidth")
     if not center or not width or width[0] <= 0:
@@ -153,18 +153,52 @@ VOI_FUNCTIONS: Final[Mapping[str, Callable[[_Values, float, float], _Values]]] =
 )
 
 
-def _look_up(values: _Values, item: Dataset, name: str, little_endian: bool) -> _Scale:
-    """Map values through a LUT item: the first entry is for `first` and below, the last for all above."""
+@dataclass(frozen=True, slots=True)
+class LookupTable:
+    """A Modality or VOI LUT.
+
+    Attributes
+    ----------
+    first : int
+        Value that the first entry is for.
+    bits : int
+        Of an entry.
+    entries : numpy.ndarray
+        (N,) float64, whole numbers from 0 to 65535.
+    """
+
+    first: int
+    bits: int
+    entries: NDArray[np.float64]
+
+
+def read_table(dataset: Dataset, keyword: str, little_endian: bool) -> LookupTable | None:
+    """Read the first item of a LUT sequence; None where there is none.
+
+    Raises
+    ------
+    ImageError
+        It is malformed.
+    """
+    item = _first_item(dataset, keyword)
+    if item is None:
+        return None
+    name = keyword.removesuffix("LUTSequence") + " LUT"
     descriptor = _read_numbers(item, "LUTDescriptor")
     if len(descriptor) != 3 or not 8 <= descriptor[2] <= 16:
         raise ImageError(f"its {name} has a malformed LUT Descriptor")
     # 65536 entries do not fit the field's 16 bits and are written as 0.
-    count, first, bits = int(descriptor[0]) or 65536, int(descriptor[1]), int(descriptor[2])
+    count = int(descriptor[0]) or 65536
     entries = _read_entries(item, count, little_endian)
     if entries.size != count:
         raise ImageError(f"its {name} has {entries.size} entries, its descriptor says {count}")
-    indices = np.clip(np.rint(values) - first, 0, count - 1).astype(np.intp)
-    return _Scale(entries[indices], 0.0, float(2**bits - 1))
+    return LookupTable(int(descriptor[1]), int(descriptor[2]), entries)
+
+
+def _look_up(values: _Values, table: LookupTable) -> _Scale:
+    """Map values through a table: the first entry is for `first` and below, the last for all above."""
+    indices = np.clip(np.rint(values) - table.first, 0, table.entries.size - 1).astype(np.intp)
+    return _Scale(table.entries[indices], 0.0, float(2**table.bits - 1))
 
 
 def _read_entries(item: Dataset, count: int, little_endian: bool) -> _Values:

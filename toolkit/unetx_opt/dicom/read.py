@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["DicomImage", "ReadOptions", "is_dicom", "read_bytes", "read_dicom", "read_dicom_bytes"]
 
 _PREFIX_END: Final = 132
+_BIG_ENDIAN: Final = "1.2.840.10008.1.2.2"
 _MAX_FILE_BYTES: Final = 1 << 28
 
 
@@ -223,7 +224,7 @@ def _read_image(data: bytes, options: ReadOptions) -> DicomImage:
         body_part=read_code(dataset, "BodyPartExamined"),
         photometric=str(dataset.PhotometricInterpretation),
         notes=tuple(unsuitable(dataset)),
-        source_json=extract_header(dataset) if options.with_source else None,
+        source_json=extract_header(dataset, little_endian=syntax_uid != _BIG_ENDIAN) if options.with_source else None,
     )
 
 
@@ -234,8 +235,7 @@ def _read_picture(dataset: Dataset, syntax_uid: str, options: ReadOptions) -> ND
         raise ImageError(f"its pixels decode to shape {stored.shape}, expected {(layout.rows, layout.columns)}")
     if layout.samples != 1:
         return luminance(stored)
-    little_endian = syntax_uid != "1.2.840.10008.1.2.2"
-    return render_grayscale(stored, layout.stored_range, dataset, little_endian=little_endian)
+    return render_grayscale(stored, layout.stored_range, dataset, little_endian=syntax_uid != _BIG_ENDIAN)
 
 
 def _read_transfer_syntax(data: bytes) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from unetx_opt.dicom.grayscale import LookupTable, read_table
 from unetx_opt.errors import ImageError
 from unetx_opt.optional import require
 
@@ -38,7 +39,8 @@ KEPT_KEYWORDS: Final = (
     *("PhotometricInterpretation", "PresentationLUTShape", "RescaleSlope", "RescaleIntercept", "RescaleType"),
     *("WindowCenter", "WindowWidth", "VOILUTFunction", "BitsStored", "PixelRepresentation"),
 )
-_MAX_JSON_BYTES: Final = 1 << 16
+_MAX_JSON_BYTES: Final = 1 << 19  # two tables of 65536 entries are 350 kB
+_TABLES: Final = ("ModalityLUTSequence", "VOILUTSequence")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 #: Value representation -> what each of its values must be (PS3.5 6.2), with room for what is common and harmless.
 _VALUES: Final[Mapping[str, re.Pattern[str]]] = MappingProxyType(
@@ -59,18 +61,21 @@ _VALUES: Final[Mapping[str, re.Pattern[str]]] = MappingProxyType(
 )
 
 
-def extract_header(dataset: Dataset) -> str:
+def extract_header(dataset: Dataset, *, little_endian: bool = True) -> str:
     """Pick what results repeat.
 
     Parameters
     ----------
     dataset : pydicom.dataset.Dataset
         A header from anywhere.
+    little_endian : bool
+        Byte order of tables that it holds as bytes.
 
     Returns
     -------
     str
-        DICOM JSON of the elements of `KEPT_KEYWORDS` that are present and well formed, at most 64 KiB.
+        DICOM JSON, at most 512 KiB, of the elements of `KEPT_KEYWORDS` that are present and well formed, and of the
+        lookup tables.
 
     Raises
     ------
@@ -83,6 +88,11 @@ def extract_header(dataset: Dataset) -> str:
         element = _sound_element(dataset, keyword)
         if element is not None:
             kept.add(element)
+    for keyword in _TABLES:
+        table = read_table(dataset, keyword, little_endian)
+        # A table for negative values has a descriptor of another type: rare, and left to the viewer.
+        if table is not None and table.first >= 0:
+            setattr(kept, keyword, [_table_item(table, keyword)])
     # Every element is well formed, so that nothing is left out and nothing is guessed.
     text = json.dumps(kept.to_json_dict())
     if len(text) > _MAX_JSON_BYTES:
@@ -90,6 +100,19 @@ def extract_header(dataset: Dataset) -> str:
             f"what results repeat of its header has {len(text)} bytes, expected at most {_MAX_JSON_BYTES}"
         )
     return text
+
+
+def _table_item(table: LookupTable, keyword: str) -> Dataset:
+    pydicom = require("pydicom", purpose="reading a DICOM header")
+    item: Dataset = pydicom.Dataset()
+    # A Modality LUT has 8 or 16 bits and nothing between (PS3.3 C.11.1.1), whatever some machines write.
+    bits = 16 if keyword == "ModalityLUTSequence" and table.bits > 8 else table.bits
+    descriptor = [table.entries.size % 65536, table.first, bits]
+    item.add(pydicom.DataElement(0x00283002, "US", descriptor))
+    if keyword == "ModalityLUTSequence":
+        item.ModalityLUTType = "US"  # unspecified
+    item.add(pydicom.DataElement(0x00283006, "OW", table.entries.astype("<u2").tobytes()))
+    return item
 
 
 def parse_header(text: str) -> Dataset:

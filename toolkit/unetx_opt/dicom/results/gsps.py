@@ -24,6 +24,10 @@ __all__ = ["build_gsps"]
 _SERIES_NUMBER = 9003
 # Graphic Data has a length of 16 bits in explicit VR: two 4-byte numbers per point.
 _MAX_POINTS = 8000
+_REPLACED_BY = {
+    "ModalityLUTSequence": ("RescaleSlope", "RescaleIntercept", "RescaleType"),
+    "VOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction"),
+}
 #: Red, green, blue of segments 1, 2, ...: as the overlay, distinct under every colour-vision deficiency.
 _COLORS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167))
 
@@ -52,7 +56,7 @@ def build_gsps(request: ResultRequest) -> Dataset:
             )
     shape = "INVERSE" if is_inverted(request.source) else "IDENTITY"
     result: Dataset = highdicom.pr.GrayscaleSoftcopyPresentationState(
-        referenced_images=[request.source],
+        referenced_images=[_without_tables(request.source)],
         content_label="SEGMENTATION",
         content_description="Outlines of an automatic segmentation",
         graphic_annotations=annotations or None,
@@ -62,7 +66,30 @@ def build_gsps(request: ResultRequest) -> Dataset:
         **identification(request, "gsps", _SERIES_NUMBER),
     )
     result.Laterality = request.source.Laterality
+    _show_by_tables(result, request.source)
     return result
+
+
+def _without_tables(source: Dataset) -> Dataset:
+    """A source as highdicom can take it: it repeats numbers, and no tables, which go before numbers."""
+    pydicom: Any = require("pydicom", purpose="writing a presentation state")
+    plain: Dataset = pydicom.Dataset()
+    plain.update(source)
+    for table, numbers in _REPLACED_BY.items():
+        if table in source:
+            for keyword in (table, *numbers):
+                plain.pop(keyword, None)
+    return plain
+
+
+def _show_by_tables(result: Dataset, source: Dataset) -> None:
+    pydicom: Any = require("pydicom", purpose="writing a presentation state")
+    if "ModalityLUTSequence" in source:
+        result.ModalityLUTSequence = source.ModalityLUTSequence
+    if "VOILUTSequence" in source:
+        item = pydicom.Dataset()
+        item.VOILUTSequence = source.VOILUTSequence
+        result.SoftcopyVOILUTSequence = [item]
 
 
 def _layer(request: ResultRequest, number: int) -> Any:
