@@ -7,12 +7,13 @@ implementation has to repeat:
 * Target sample ``i`` sits at ``center = (i + 0.5) * scale`` in source pixels, so pixel centres are at half
   integers and the image's edges coincide.
 * Its taps run from ``max(0, int(center - width + 0.5))`` to ``min(source, int(center + width + 0.5))``, the
-  end excluded, ``int`` truncating. Tap ``j`` weighs ``max(0, 1 - abs((j - center + 0.5) / width))``, and the
-  weights are divided by their sum, all in double precision.
+  end excluded, ``int`` truncating. Tap ``j`` weighs ``max(0, 1 - abs((j - center + 0.5) * (1 / width)))``,
+  and the weights are divided by their sum, all in double precision.
 * Rows are resampled first, then columns; an axis that keeps its length is left out. Each pass multiplies in
   double precision, adds the taps in ascending order, and rounds once to float32.
 
-This is what Pillow computes for ``BILINEAR`` on its 32-bit float images (``src/libImaging/Resample.c``).
+This is what Pillow computes for ``BILINEAR`` on its 32-bit float images (``src/libImaging/Resample.c``), one axis at
+a time.
 """
 
 from __future__ import annotations
@@ -42,4 +43,8 @@ def resize_plane(plane: NDArray[np.float32], height: int, width: int) -> NDArray
     if plane.shape == (height, width):
         return plane
     image = Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32)
+    # One axis per call: asked for both, Pillow 13 takes the columns first where that is less work.
+    for size in ((width, image.height), (width, height)):
+        if image.size != size:
+            image = image.resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(image, dtype=np.float32)
