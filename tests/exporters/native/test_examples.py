@@ -11,6 +11,7 @@ from PIL import Image
 
 from unetx_exporters.native.sources import NATIVE_FOLDER, SOURCE_NAMES, copy_native, source_folder
 from unetx_opt.errors import ExportError
+from unetx_opt.files import relative_name
 from unetx_opt.imaging.phantom import chest_phantom
 from unetx_opt.runtime import open_bundle
 
@@ -97,6 +98,7 @@ def test_cmake_builds_and_installs_what_a_bundle_holds(
 
 def test_a_bundle_gets_the_sources_once(tmp_path: Path) -> None:
     for name in copy_native(tmp_path):
+        assert relative_name(name) is not None
         relative = Path(name).relative_to(NATIVE_FOLDER)
         assert (tmp_path / name).read_bytes() == (SOURCES / relative).read_bytes()
     with pytest.raises(ExportError, match="already exists"):
