@@ -111,6 +111,7 @@ SOURCES = {
     "detector spacing": {"PixelSpacing": None, "ImagerPixelSpacing": [0.143, 0.143]},
     "digital x-ray": {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.1", "Modality": "DX"},
     "secondary capture": {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7", "Modality": "OT"},
+    "multi-frame class, one frame": {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.2", "NumberOfFrames": 1},
     "window of no width": {"WindowWidth": 0},
     "window without width": {"WindowWidth": None},
     "two windows": {"WindowCenter": [10, 120], "WindowWidth": [20, 200]},
@@ -257,6 +258,25 @@ def lut(entries, first, bits):
     item.add_new(0x00283002, "US", [len(entries) % 65536, first, bits])
     item.add_new(0x00283006, "US", [int(entry) for entry in entries])
     return [item]
+
+
+def test_references_name_the_class_of_a_source_whose_class_has_several_frames():
+    multi_frame = "1.2.840.10008.5.1.4.1.1.7.2"
+    _, results, _ = make(radiograph(SOPClassUID=multi_frame, NumberOfFrames=1))
+    for name, result in results.items():
+        found = [
+            item.ReferencedSOPClassUID for item in references(result) if item.ReferencedSOPInstanceUID == "1.2.3.4.5"
+        ]
+        assert set(found) == {multi_frame}, name
+
+
+def references(item):
+    if "ReferencedSOPInstanceUID" in item:
+        yield item
+    for element in item:
+        if element.VR == "SQ":
+            for child in element.value:
+                yield from references(child)
 
 
 @needs("dciodvfy")

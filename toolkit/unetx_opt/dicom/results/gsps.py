@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from unetx_opt.dicom.grayscale import is_inverted
 from unetx_opt.dicom.results.outlines import trace_outlines
-from unetx_opt.dicom.results.references import derive_uid, identification
+from unetx_opt.dicom.results.references import derive_uid, identification, plain_source
 from unetx_opt.dicom.results.request import ResultRequest
 from unetx_opt.errors import ImageError
 from unetx_opt.optional import require
@@ -43,6 +43,7 @@ def build_gsps(request: ResultRequest) -> Dataset:
     if request.source.get("SamplesPerPixel", 1) != 1:
         raise ImageError("it is in colour: a greyscale presentation state cannot show it")
     highdicom: Any = require("highdicom", purpose="writing a presentation state")
+    shown = _without_tables(request.source)
     annotations, layers = [], []
     for number in sorted(request.findings.segments):
         layer = _layer(request, number)
@@ -51,12 +52,12 @@ def build_gsps(request: ResultRequest) -> Dataset:
         if objects:
             annotations.append(
                 highdicom.pr.GraphicAnnotation(
-                    referenced_images=[request.source], graphic_layer=layer, graphic_objects=objects
+                    referenced_images=[shown], graphic_layer=layer, graphic_objects=objects
                 )
             )
     shape = "INVERSE" if is_inverted(request.source) else "IDENTITY"
     result: Dataset = highdicom.pr.GrayscaleSoftcopyPresentationState(
-        referenced_images=[_without_tables(request.source)],
+        referenced_images=[shown],
         content_label="SEGMENTATION",
         content_description="Outlines of an automatic segmentation",
         graphic_annotations=annotations or None,
@@ -72,9 +73,7 @@ def build_gsps(request: ResultRequest) -> Dataset:
 
 def _without_tables(source: Dataset) -> Dataset:
     """A source as highdicom can take it: it repeats numbers, and no tables, which go before numbers."""
-    pydicom: Any = require("pydicom", purpose="writing a presentation state")
-    plain: Dataset = pydicom.Dataset()
-    plain.update(source)
+    plain = plain_source(source)
     for table, numbers in _REPLACED_BY.items():
         if table in source:
             for keyword in (table, *numbers):

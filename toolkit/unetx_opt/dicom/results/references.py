@@ -18,7 +18,15 @@ from unetx_opt.optional import require
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["derive_uid", "finish_result", "identification", "prepare_source", "reference_source", "silence_libraries"]
+__all__ = [
+    "derive_uid",
+    "finish_result",
+    "identification",
+    "plain_source",
+    "prepare_source",
+    "reference_source",
+    "silence_libraries",
+]
 
 #: Namespace of UIDs derived by this program (RFC 9562, version 5).
 _NAMESPACE: Final = uuid.UUID("6f2b0f0e-5d5a-5c1e-9d4b-1d9c2a7e8b10")
@@ -27,6 +35,7 @@ _REQUIRED: Final = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
     *("ReferringPhysicianName", "AccessionNumber", "Laterality", "PatientOrientation"),
 )
+_SINGLE_FRAME: Final = "1.2.840.10008.5.1.4.1.1.1"
 _DROPPED: Final = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 
 
@@ -134,8 +143,32 @@ def reference_source(request: ResultRequest) -> Dataset:
     return item
 
 
+def plain_source(source: Dataset) -> Dataset:
+    """A copy whose SOP Class is one of single frames: highdicom looks for functional groups in the others.
+
+    `finish_result` puts the class of the source into every reference again.
+    """
+    pydicom = require("pydicom", purpose="writing DICOM results")
+    plain: Dataset = pydicom.Dataset()
+    plain.update(source)
+    # The elements are shared: one that is assigned to would change in the source, too.
+    del plain.SOPClassUID
+    plain.SOPClassUID = _SINGLE_FRAME
+    return plain
+
+
+def _name_source_class(item: Dataset, source: Dataset) -> None:
+    if item.get("ReferencedSOPInstanceUID") == source.SOPInstanceUID:
+        item.ReferencedSOPClassUID = source.SOPClassUID
+    for element in item:
+        if element.VR == "SQ":
+            for child in element.value:
+                _name_source_class(child, source)
+
+
 def finish_result(result: Dataset, request: ResultRequest) -> Dataset:
     """Add what highdicom leaves out and set the time of creation in every place."""
+    _name_source_class(result, request.source)
     created = request.options.created or datetime.now()
     day, time = created.strftime("%Y%m%d"), created.strftime("%H%M%S")
     for keyword in ("InstanceCreationDate", "ContentDate", "PresentationCreationDate", "DateOfSecondaryCapture"):

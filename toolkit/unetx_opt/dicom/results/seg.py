@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetx_opt.dicom.results.codes import Code, code_of_label
-from unetx_opt.dicom.results.references import derive_uid, identification
+from unetx_opt.dicom.results.references import derive_uid, identification, plain_source
 from unetx_opt.dicom.results.request import ResultRequest
 from unetx_opt.errors import SpecError
 from unetx_opt.optional import require
@@ -44,7 +44,7 @@ def build_seg(request: ResultRequest) -> Dataset:
     kind = request.options.segmentation_kind
     numbers = sorted(request.findings.segments)
     result: Dataset = highdicom.seg.Segmentation(
-        source_images=[request.source],
+        source_images=[plain_source(request.source)],
         pixel_array=_fractions(request) if kind == "FRACTIONAL" else request.findings.labels[np.newaxis],
         segmentation_type=kind,
         segment_descriptions=[_describe(request, number) for number in numbers],
