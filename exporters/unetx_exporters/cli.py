@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     help="Show the worst gate images in the evidence. With --data these are pictures of patients.",
 )
 @click.option("--archive", is_flag=True, help="Write the bundle as one file instead of a directory.")
+@click.option("--native", is_flag=True, help="Put the C library's header, source and examples into the bundle.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @click.option(
     "--sign-key",

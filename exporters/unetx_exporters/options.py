@@ -54,6 +54,8 @@ class BuildOptions:
         Show parts of the worst gate images in the evidence; with `data`, these are pictures of its patients.
     archive : bool
         Pack the bundle into one file.
+    native : bool
+        Put the C library's header, source and examples into the bundle.
     overwrite : bool
         Replace an existing output.
     command : tuple of str
@@ -81,6 +83,7 @@ class BuildOptions:
     target_options: Mapping[str, Any] = field(default_factory=dict)
     pictures: bool = True
     archive: bool = False
+    native: bool = False
     overwrite: bool = False
     command: tuple[str, ...] = ()
     seed: int = 0

@@ -15,6 +15,7 @@ from unetx_exporters.assembly import Findings, assemble_manifest
 from unetx_exporters.attempt import EVIDENCE, GATE_PAGE, Attempt, GateFailureError
 from unetx_exporters.gate_images import GateImages, folder_gate_images, phantom_gate_images
 from unetx_exporters.graphs import GraphRequest, GraphSet, make_graphs
+from unetx_exporters.native.sources import copy_native
 from unetx_exporters.options import DEFAULT_SIZE_PX, BuildOptions
 from unetx_exporters.quantize.images import CalibrationSet
 from unetx_exporters.result import BuildResult, summarize_build
@@ -88,6 +89,8 @@ def build_bundle(options: BuildOptions, report: Progress = _no_report) -> BuildR
             task = _Task(attempt, Path(scratch), targets, images, calibration)
             findings = _repeat(task, _ROUTES[options.precision](task))
         findings = dataclasses.replace(findings, skipped=skipped, calibration=calibration)
+        if options.native:
+            copy_native(directory)
         report("manifest", 0, 1)
         write_bundle(directory, assemble_manifest(options, checkpoint, contract, host, findings), options.signer)
     _discard_search(options)

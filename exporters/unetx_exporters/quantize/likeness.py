@@ -98,6 +98,7 @@ def likeness_warnings(calibration: GreyStatistics, gate: GreyStatistics) -> tupl
         One sentence for each number that differs; empty where the sets are alike.
     """
     from scipy import stats
+
     if min(calibration.images, gate.images) < 4:
         return ()
     found = []

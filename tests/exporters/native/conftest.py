@@ -82,6 +82,7 @@ def native_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
         checkpoint=tiny_checkpoint,
         size_px=SIZE_PX,
         gate="off",
+        native=True,
     )
     return build_bundle(options).bundle
 
