@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from unetx_bench.ratios import DECISION_MARGIN
+from unetx_bench.reproduce.verdicts import LESS
+
 __all__ = ["BASELINE", "CLAIMS", "PRINTED", "PrintedClaim", "PrintedRow", "printed_error_share"]
 
 #: The variant that every other one is compared with.
@@ -82,8 +85,9 @@ _SHARE: Final = (
     "leaves less to gain. "
 )
 _FLOOR: Final = (
-    "A ratio counts as less below 0.990, as two copies of one engine differ by up to 1 %. Before it is judged, its "
-    "interval is widened by the ratios that engines of one and the same graph show in the same run. "
+    f"A ratio counts as less below {LESS:.3f}, as two copies of one engine may differ by {100 * DECISION_MARGIN:.1f} %. "
+    "Before it is judged, its interval is widened by the ratios that engines of one and the same graph show in the "
+    "same run. "
 )
 _ALL: Final = "A claim of several parts is reproduced where all are, and not where one is not."
 

@@ -20,14 +20,11 @@ from unetx_bench.reproduce.record import (
     VariantRecord,
     Verdict,
 )
-from unetx_bench.reproduce.verdicts import Effect, combine, decide_absence, decide_effect, decide_seeds, widen
-from unetx_bench.statistics import DECISION_MARGIN
+from unetx_bench.reproduce.verdicts import LESS, Effect, combine, decide_absence, decide_effect, decide_seeds, widen
 
 __all__ = ["decide_claims"]
 
 _ACCURACY: Final = "accuracy"
-#: A ratio counts as less below this: copies of one engine differ by the harness's margin.
-_LESS: Final = 1.0 / (1.0 + DECISION_MARGIN)
 _SINGLE: Final = ("focal", "attention", "dilated", "crf")
 
 
@@ -220,9 +217,9 @@ def _time_findings(measured: _Measured, name: str, printed: float | None) -> lis
                 estimate=ratio,
                 judged=judged,
                 unit="ratio",
-                null=_LESS,
+                null=LESS,
                 printed=printed,
-                verdict=decide_effect(Effect(judged, _LESS, printed, raises=False)),
+                verdict=decide_effect(Effect(judged, LESS, printed, raises=False)),
                 note="",
             )
         )

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
+from unetx_bench.ratios import DECISION_MARGIN
 from unetx_bench.reproduce.record import Interval, Verdict
 
-__all__ = ["Effect", "combine", "decide_absence", "decide_effect", "decide_seeds", "widen"]
+__all__ = ["LESS", "Effect", "combine", "decide_absence", "decide_effect", "decide_seeds", "widen"]
 
-_LEAST_SEEDS = 3
+#: A ratio of times counts as less below this: copies of one engine differ by the harness's margin.
+LESS: Final = 1.0 / (1.0 + DECISION_MARGIN)
+_LEAST_SEEDS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)

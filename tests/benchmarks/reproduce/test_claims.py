@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,6 +98,21 @@ def test_c2_needs_fewer_operations_and_less_time(
         "attention", graph=made.graph("b", flop), latencies=(made.latency(36.0, made.interval(ratio)),)
     )
     assert answer("C2", made.variant("unet"), attention).verdict is expected
+
+
+@pytest.mark.parametrize("claim", ["C2", "C4"])
+def test_the_rule_prints_the_ratio_that_decides(made: Any, answer: Any, claim: str) -> None:
+    """The bound as a reader finds it, put to ratios a little below and above it."""
+    found = re.search(r"counts as less below (0\.\d+), .* by (\d+\.\d) %\.", CLAIMS[claim].rule)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(1 / (1 + float(found[2]) / 100), abs=0.0005)
+    for shift, expected in ((-0.002, YES), (0.002, NO)):
+        timed = (made.latency(36.0, made.interval(float(found[1]) + shift, 0.0005)),)
+        names = ("attention", "dilated", "crf")
+        rows = (made.variant(name, graph=made.graph("b"), latencies=timed) for name in names)
+        record = answer(claim, made.variant("unet"), *rows)
+        verdicts = {finding.verdict for finding in record.findings if finding.subject.startswith("time")}
+        assert verdicts == {expected}
 
 
 def test_c2_must_hold_on_every_engine(made: Any, answer: Any) -> None:
