@@ -85,9 +85,9 @@ _SHARE: Final = (
     "leaves less to gain. "
 )
 _FLOOR: Final = (
-    f"A ratio counts as less below {LESS:.3f}, as two copies of one engine may differ by {100 * DECISION_MARGIN:.1f} %. "
-    "Before it is judged, its interval is widened by the ratios that engines of one and the same graph show in the "
-    "same run. "
+    f"A ratio counts as less below {LESS:.3f}, as two copies of one engine may differ by {100 * DECISION_MARGIN:.1f} "
+    "%. Before it is judged, its interval is widened by the ratios that engines of one and the same graph show in "
+    "the same run. "
 )
 _ALL: Final = "A claim of several parts is reproduced where all are, and not where one is not."
 

@@ -82,16 +82,15 @@ def reproduce(output: Path, overwrite: bool, as_json: bool, **given: Any) -> Non
     when the same command is given again.
     """
     from unetx_bench.reproduce.plan import ReproduceOptions
-    from unetx_bench.reproduce.publish import TABLE_NAME, discard_work, publish
+    from unetx_bench.reproduce.publish import TABLE_NAME, publish
     from unetx_bench.reproduce.run import reproduce as run_reproduction
 
     require("jinja2", purpose="rendering the page of a reproduction")  # now, and not after an hour
-    if (output / TABLE_NAME).exists():
-        if not overwrite:
-            raise UnetxError(f"{output} holds a finished table: choose another output, or pass --overwrite")
-        discard_work(output)
+    if (output / TABLE_NAME).exists() and not overwrite:
+        raise UnetxError(f"{output} holds a finished table: choose another output, or pass --overwrite")
     options = ReproduceOptions(
         output=output,
+        overwrite=overwrite,
         precisions=tuple(Precision(name) for name in given.pop("precisions")),
         **given,
     )

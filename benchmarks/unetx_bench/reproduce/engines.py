@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,22 +10,24 @@ from typing import TYPE_CHECKING, Any, Final
 
 from unetx_bench.reproduce.plan import Plan
 from unetx_bench.reproduce.record import GraphRecord
-from unetx_bench.reproduce.stages import Workplace
+from unetx_bench.reproduce.stages import WORK_NAME, Workplace
 from unetx_bench.reproduce.weights import Weights
 from unetx_exporters.options import BuildOptions
 from unetx_opt import __version__
-from unetx_opt.bundle.manifest import Manifest
+from unetx_opt.bundle.manifest import MANIFEST_NAME, Manifest
 from unetx_opt.errors import BundleError
+from unetx_opt.models.variants import VARIANTS
 from unetx_opt.optional import require
 from unetx_opt.specs import Precision
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Built", "build_variant", "graph_facts"]
+__all__ = ["Built", "build_variant", "discard_bundles", "graph_facts"]
 
 #: The target whose fp32 engine is the traced graph, byte for byte.
 _PLAIN_GRAPH: Final = "onnxruntime-cpu"
+_BUNDLES: Final = "bundles"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ def build_variant(
     """
     from unetx_exporters.pipeline import build_bundle
 
-    path = plan.options.output / "work" / "bundles" / f"{variant}-{precision}"
+    path = plan.options.output / WORK_NAME / _BUNDLES / f"{variant}-{precision}"
     options = BuildOptions(
         variant=variant,
         precision=precision,
@@ -103,6 +106,15 @@ def build_variant(
     built = _open(path, precision)
     assert built is not None  # noqa: S101  (it was just written and is whole)
     return built
+
+
+def discard_bundles(output: Path) -> None:
+    """Remove the bundles that runs in an output built, whole or damaged; what else lies there stays."""
+    names = (f"{variant}-{precision}" for variant in VARIANTS for precision in Precision)
+    for name in names:
+        path = output / WORK_NAME / _BUNDLES / name
+        if (path / MANIFEST_NAME).is_file() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _open(path: Path, precision: Precision) -> Built | None:

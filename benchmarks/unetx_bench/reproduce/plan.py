@@ -54,6 +54,8 @@ class ReproduceOptions:
         JSON file with figures of several seeds.
     seconds : float or None
         At most so long are times sampled.
+    overwrite : bool
+        Begin anew in a finished output, as soon as everything that is needed was found; trained weights stay.
     """
 
     output: Path
@@ -71,6 +73,7 @@ class ReproduceOptions:
     partial: bool = False
     seeds: Path | None = None
     seconds: float | None = None
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         for name in self.variants:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Final
 
+from unetx_bench.reproduce.engines import discard_bundles
 from unetx_bench.reproduce.latency import TimedRun
 from unetx_bench.reproduce.page import render_page
 from unetx_bench.reproduce.record import Reproduction
 from unetx_bench.reproduce.spreadsheet import render_csv
+from unetx_bench.reproduce.stages import WORK_NAME, Workplace
 from unetx_bench.reproduce.tables import render_markdown
 from unetx_opt.files import write_file
 
@@ -47,9 +48,15 @@ def publish(output: Path, result: Reproduction, run: TimedRun) -> None:
 
 
 def discard_work(output: Path) -> None:
-    """Remove what an earlier run measured, the table first: it says that the rest is there. Trained weights stay."""
+    """Remove what an earlier run measured, the table first: it says that the rest is there.
+
+    Trained weights stay, and so does every file that no reproduction wrote.
+
+    Parameters
+    ----------
+    output : pathlib.Path
+        Its folder.
+    """
     (output / TABLE_NAME).unlink(missing_ok=True)
-    work = output / "work"
-    shutil.rmtree(work / "bundles", ignore_errors=True)
-    for path in work.glob("*.json"):
-        path.unlink(missing_ok=True)
+    Workplace(output / WORK_NAME).discard()
+    discard_bundles(output)

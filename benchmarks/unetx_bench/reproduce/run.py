@@ -14,8 +14,9 @@ from unetx_bench.reproduce.engines import Built, build_variant, graph_facts
 from unetx_bench.reproduce.images import ImageChoice, TestImages, open_images
 from unetx_bench.reproduce.latency import TimedRun, time_variants
 from unetx_bench.reproduce.plan import DEFAULT_SIZE_PX, Plan, ReproduceOptions, make_plan
+from unetx_bench.reproduce.publish import discard_work
 from unetx_bench.reproduce.record import GraphRecord, Reproduction
-from unetx_bench.reproduce.stages import Workplace
+from unetx_bench.reproduce.stages import WORK_NAME, Workplace
 from unetx_bench.reproduce.weights import Weights, find_weights, read_seeds
 from unetx_opt.errors import SpecError, UnetxError
 from unetx_opt.runtime.host import probe_host
@@ -73,6 +74,8 @@ def reproduce(options: ReproduceOptions, tell: Tell = lambda text: None) -> tupl
     environment = capture_environment()
     weights, absent = find_weights(plan, tell)
     setting = _prepare(plan, weights[BASELINE], tell)
+    if options.overwrite:  # only now: nothing is lost by a command that could not have begun
+        discard_work(options.output)
     rows = {name: _measure_variant(name, found, setting) for name, found in weights.items()}
     missing = dict(absent) | {name: _reasons(row) for name, row in rows.items() if not row.built}
     if BASELINE in missing:
@@ -109,7 +112,7 @@ def _prepare(plan: Plan, baseline: Weights, tell: Tell) -> _Setting:
     choice = ImageChoice(options.data, plan.image_limit, plan.extent.phantoms, size_px, options.partial)
     images = open_images(choice, baseline.label_count)
     tell(f"{len(plan.variants)} variants at {size_px} x {size_px} pixels, {images.record.note}")
-    return _Setting(plan, images, size_px, Workplace(options.output / "work"), tell)
+    return _Setting(plan, images, size_px, Workplace(options.output / WORK_NAME), tell)
 
 
 def _measure_variant(name: str, weights: Weights, setting: _Setting) -> _Row:

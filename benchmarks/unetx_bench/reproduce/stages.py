@@ -6,11 +6,14 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from unetx_opt.files import write_file
 
-__all__ = ["Workplace"]
+__all__ = ["WORK_NAME", "Workplace"]
+
+#: Folder of the stage results, the bundles and the trained weights inside an output.
+WORK_NAME: Final = "work"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +47,24 @@ class Workplace:
         """
         path = self.root / f"{name}.json"
         wanted = json.loads(json.dumps(key, sort_keys=True))
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept["key"] == wanted:
-                return kept["value"]
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
+        kept = _read(path)
+        if kept is not None and kept["key"] == wanted:
+            return kept["value"]
         text = json.dumps({"key": wanted, "value": make()}, allow_nan=False)
         write_file(path, text.encode("utf-8"))
         return json.loads(text)["value"]
+
+    def discard(self) -> None:
+        """Remove every kept result; a file that `recall` did not write stays."""
+        for path in self.root.glob("*.json"):
+            if _read(path) is not None:
+                path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Read a kept result, or None where the file is none."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return kept if isinstance(kept, dict) and set(kept) == {"key", "value"} else None

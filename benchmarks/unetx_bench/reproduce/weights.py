@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from unetx_bench.reproduce.article import BASELINE
 from unetx_bench.reproduce.plan import DEFAULT_SIZE_PX
 from unetx_bench.reproduce.record import SeedFigures, WeightsRecord
+from unetx_bench.reproduce.stages import WORK_NAME
 from unetx_opt.errors import CheckpointError, DataError, UnetxError
 from unetx_opt.models.variants import VARIANTS
 
@@ -105,7 +106,7 @@ def _train(variant: str, plan: Plan, found: Mapping[str, Weights], tell: Callabl
     assert options.data is not None  # noqa: S101  (checked with the options)
     size_px = options.size_px or DEFAULT_SIZE_PX
     settings = f"{options.data.resolve().name}-{options.width}-wide-{size_px}-px-{options.epochs}-epochs"
-    output = options.output / "work" / "checkpoints" / settings / f"{variant}.safetensors"
+    output = options.output / WORK_NAME / "checkpoints" / settings / f"{variant}.safetensors"
     if output.is_file():
         return output
     output.parent.mkdir(parents=True, exist_ok=True)

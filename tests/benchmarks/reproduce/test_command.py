@@ -156,6 +156,37 @@ def test_a_run_that_was_stopped_goes_on_with_what_it_had(
     assert [row.scores for row in again.variants] == [row.scores for row in first.variants]
 
 
+def test_overwriting_begins_anew_once_all_is_found_and_leaves_what_others_wrote(
+    finished: Path, ellipses: Path, checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(finished, output)
+    foreign = {
+        output / "work" / "notes.json": '{"mine": 1}',
+        output / "work" / "bundles" / "mine.txt": "mine",
+        output / "work" / "bundles" / "mine-fp32" / "manifest.json": "{}",
+        output / "work" / "bundles" / "focal-fp16" / "mine.txt": "mine",
+        output / "work" / "checkpoints" / "trained" / "unet.safetensors": "weights",
+    }
+    for path, text in foreign.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert main(arguments(ellipses, empty, output, "--overwrite")) == 1
+    assert main(arguments(tmp_path / "absent", checkpoints, output, "--overwrite")) == 1
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+    capsys.readouterr()
+    assert main(arguments(ellipses, checkpoints, output, "--overwrite", "--variants", "unet")) == 0
+    told = capsys.readouterr().err
+    assert all(word in told for word in ("building unet", "scoring unet", "timing"))
+    assert {path: path.read_text() for path in foreign} == foreign
+    assert not (output / "work" / "bundles" / "crf-fp32").exists()
+    assert not (output / "work" / "scores-crf-fp32.json").exists()
+    assert (output / "table.json").read_bytes() != before[output / "table.json"]
+
+
 @pytest.mark.parametrize(
     ("extra", "told"),
     [
