@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetx_bench.bundles import CLOCK_SPANS, OpenedEngine, check_logits, open_engines
+from unetx_bench.environment import Environment
 from unetx_bench.errors import MeasurementError
 from unetx_bench.load import LoadMonitor
 from unetx_bench.measure import measure_interleaved
@@ -22,15 +25,32 @@ from unetx_bench.reproduce.engines import Built
 from unetx_bench.reproduce.record import EngineLatency, Interval, StepLatency
 from unetx_bench.reproduce.stages import Workplace
 from unetx_bench.statistics import Estimate, quantile_interval, ratio_interval
+from unetx_exporters.gate_images import image_sha256
 
 if TYPE_CHECKING:
     from unetx_opt.imaging.preprocess import ImageGeometry
 
-__all__ = ["CLOCK", "TimedRun", "estimate_engines", "estimate_step", "time_variants"]
+__all__ = ["CLOCK", "TimeSetting", "TimedRun", "estimate_engines", "estimate_step", "time_variants"]
 
 #: What lies inside the clock.
 CLOCK: Final = CLOCK_SPANS["engine"]
 _STEP: Final = "step"
+
+
+@dataclass(frozen=True, slots=True)
+class TimeSetting:
+    """How and where times are measured.
+
+    Attributes
+    ----------
+    options : MeasureOptions
+        When to stop; its ratios are set by `time_variants`.
+    environment : Environment
+        The machine.
+    """
+
+    options: MeasureOptions
+    environment: Environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +90,11 @@ class _Lane:
 def time_variants(
     built: Mapping[str, Sequence[Built]],
     pixels: NDArray[Any],
-    options: MeasureOptions,
+    setting: TimeSetting,
     place: Workplace,
     tell: Callable[[str], None],
 ) -> TimedRun:
-    """Time all engines, or take the run of the same bundles that is kept.
+    """Time all engines, or take the run of the same bundles that is kept from this very machine.
 
     Parameters
     ----------
@@ -82,8 +102,8 @@ def time_variants(
         Variant -> its bundles.
     pixels : numpy.ndarray
         (H, W) grey values of the one image that every engine is given.
-    options : MeasureOptions
-        When to stop; its ratios are set here.
+    setting : TimeSetting
+        When to stop, and on what machine this is.
     place : Workplace
         Where the samples are kept.
     tell : callable
@@ -96,9 +116,11 @@ def time_variants(
     """
     key = {
         "bundles": {f"{name} {one.precision}": one.sha256 for name, rows in built.items() for one in rows},
-        "options": dataclasses.asdict(options),
+        "options": dataclasses.asdict(setting.options),
+        "image": image_sha256(pixels),
+        "machine": _identify(setting.environment),
     }
-    kept = place.recall("latency", key, lambda: _measure(built, pixels, options, tell))
+    kept = place.recall("latency", key, lambda: _measure(built, pixels, setting.options, tell))
     samples = {
         name: MappingProxyType({engine: np.asarray(row) for engine, row in rows.items()})
         for name, rows in kept["samples_ms"].items()
@@ -110,6 +132,15 @@ def time_variants(
         disturbances=tuple(kept["disturbances"]),
         stopped=kept["stopped"],
     )
+
+
+def _identify(environment: Environment) -> dict[str, Any]:
+    """What makes times comparable: the host, its parts and the versions, and not the state of the moment."""
+    facts = dataclasses.asdict(environment)
+    for passing in ("state", "why_not"):
+        facts.pop(passing)
+    # The name itself is nobody's business: outputs are handed on.
+    return facts | {"host": hashlib.sha256(platform.node().encode()).hexdigest()[:12]}
 
 
 def _measure(

@@ -12,7 +12,7 @@ from unetx_bench.reproduce.article import BASELINE
 from unetx_bench.reproduce.assembly import Measured, assemble
 from unetx_bench.reproduce.engines import Built, build_variant, graph_facts
 from unetx_bench.reproduce.images import ImageChoice, TestImages, open_images
-from unetx_bench.reproduce.latency import TimedRun, time_variants
+from unetx_bench.reproduce.latency import TimedRun, TimeSetting, time_variants
 from unetx_bench.reproduce.plan import DEFAULT_SIZE_PX, Plan, ReproduceOptions, make_plan
 from unetx_bench.reproduce.publish import discard_work
 from unetx_bench.reproduce.record import GraphRecord, Reproduction
@@ -82,7 +82,8 @@ def reproduce(options: ReproduceOptions, tell: Tell = lambda text: None) -> tupl
         raise UnetxError(f"the baseline cannot be measured: {missing[BASELINE]}")
     kept = {name: row for name, row in rows.items() if name not in missing}
     built = {name: row.built for name, row in kept.items()}
-    run = time_variants(built, setting.images.read(0)[0], plan.measure, setting.place, tell)
+    timing = TimeSetting(plan.measure, environment)
+    run = time_variants(built, setting.images.read(0)[0], timing, setting.place, tell)
     measured = Measured(
         plan=plan,
         size_px=setting.size_px,

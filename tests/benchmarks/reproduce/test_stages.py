@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
 import subprocess
 import types
 from pathlib import Path
@@ -13,10 +14,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from unetx_bench.environment import capture_environment
+from unetx_bench.measurement import MeasureOptions
 from unetx_bench.ratios import ratio_interval
+from unetx_bench.reproduce import latency as latency_module
 from unetx_bench.reproduce.accuracy import FIGURES, compare_variants, summarize_scores
 from unetx_bench.reproduce.images import ImageChoice, open_images
-from unetx_bench.reproduce.latency import TimedRun, estimate_engines, estimate_step
+from unetx_bench.reproduce.latency import TimedRun, TimeSetting, estimate_engines, estimate_step, time_variants
 from unetx_bench.reproduce.plan import ReproduceOptions
 from unetx_bench.reproduce.stages import Workplace
 from unetx_bench.reproduce.weights import find_weights, read_seeds
@@ -164,6 +168,40 @@ def test_a_damaged_result_is_made_anew(tmp_path: Path, damage: str) -> None:
     (tmp_path / "stage.json").write_text(damage)
     assert place.recall("stage", {"a": 1}, lambda: 7) == 7
     assert json.loads((tmp_path / "stage.json").read_text()) == {"key": {"a": 1}, "value": 7}
+
+
+def test_times_are_taken_anew_on_another_machine_or_image_with_a_mock_in_place_of_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("psutil", reason="the machine is described by psutil: pip install 'unetx-opt[bench]'")
+    counted: list[int] = []
+
+    def measure(*given: Any) -> dict[str, Any]:
+        counted.append(1)
+        return {
+            "samples_ms": {"unet": {ENGINE: [1.0]}},
+            "facts": {},
+            "left_out": {},
+            "disturbances": [],
+            "stopped": "",
+        }
+
+    monkeypatch.setattr(latency_module, "_measure", measure)
+    here, pixels, place = capture_environment(), np.zeros((4, 4), dtype=np.uint8), Workplace(tmp_path)
+
+    def times_measured(environment: Any, image: Any = pixels) -> int:
+        time_variants({}, image, TimeSetting(MeasureOptions(), environment), place, print)
+        return len(counted)
+
+    assert times_measured(here) == 1
+    later = dataclasses.replace(here.state, taken="2030-01-01T00:00:00Z", load_average=(9.0, 9.0, 9.0))
+    assert times_measured(dataclasses.replace(here, state=later)) == 1
+    assert times_measured(dataclasses.replace(here, cpu="another CPU")) == 2
+    assert times_measured(dataclasses.replace(here, packages={"numpy": "0"})) == 3
+    assert times_measured(here, pixels + np.uint8(1)) == 4
+    monkeypatch.setattr(platform, "node", lambda: "elsewhere")
+    assert times_measured(here, pixels + np.uint8(1)) == 5
+    assert "elsewhere" not in (tmp_path / "latency.json").read_text()
 
 
 @pytest.fixture(name="run")
