@@ -116,7 +116,7 @@ def compare_variants(scores: Mapping[str, Scores]) -> dict[str, tuple[Difference
     -------
     dict
         Variant -> its differences; p-values against the baseline are adjusted over the variants (Holm), figure by
-        figure. Empty where there are fewer than two images.
+        figure, and those of the combination against the others likewise. Empty where there are fewer than two images.
     """
     if len(next(iter(scores.values()))["accuracy"]) < 2:
         return dict.fromkeys(scores, ())
@@ -125,7 +125,10 @@ def compare_variants(scores: Mapping[str, Scores]) -> dict[str, tuple[Difference
     found: dict[str, list[Difference]] = {name: [] for name in scores}
     for figure in FIGURES:
         rows = {(a, b): paired_difference(scores[a][figure], scores[b][figure]) for a, b in pairs}
-        adjusted = adjust_holm({pair: row.p_value for pair, row in rows.items() if pair[1] == BASELINE})
+        adjusted: dict[tuple[str, str], float] = {}
+        for of_baseline in (True, False):  # two questions: better than nothing, and better together than alone
+            family = {pair: row.p_value for pair, row in rows.items() if (pair[1] == BASELINE) is of_baseline}
+            adjusted |= adjust_holm(family)
         for pair, row in rows.items():
             facts: dict[str, Any] = {"p_value": row.p_value, "p_holm": adjusted.get(pair), "n": row.count}
             found[pair[0]].append(

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 from unetx_bench.ratios import DECISION_MARGIN
-from unetx_bench.reproduce.verdicts import LESS
+from unetx_bench.reproduce.verdicts import LEAST_IMAGES, LESS, SIGNIFICANCE
 
 __all__ = ["BASELINE", "CLAIMS", "PRINTED", "PrintedClaim", "PrintedRow", "printed_error_share"]
 
@@ -84,6 +84,11 @@ _SHARE: Final = (
     "The printed effect is carried over as a share of the baseline's errors, because a baseline that is nearly right "
     "leaves less to gain. "
 )
+_FOUND: Final = (
+    "A difference in accuracy counts where its interval excludes 0 and its p-value, adjusted for the number of "
+    f"comparisons (Holm), is below {SIGNIFICANCE:g}; otherwise the interval is taken to hold 0. From fewer than "
+    f"{LEAST_IMAGES} images, and from phantoms, no accuracy is claimed: not decidable. "
+)
 _FLOOR: Final = (
     f"A ratio counts as less below {LESS:.3f}, as two copies of one engine may differ by {100 * DECISION_MARGIN:.1f} "
     "%. Before it is judged, its interval is widened by the ratios that engines of one and the same graph show in "
@@ -98,6 +103,7 @@ _ROWS: Final = (
         "The printed table's own difference is 0.037, and the printed interval contains 0.",
         "Difference in pixel accuracy, paired by image. "
         + _EFFECT_RULE
+        + _FOUND
         + _SHARE
         + "Where several seeds were trained, every seed of one variant must also lie above every seed of the other.",
     ),
@@ -122,7 +128,10 @@ _ROWS: Final = (
         "Dilation and CRF do not raise accuracy significantly, but raise speed.",
         "The printed table says the opposite on both counts: 0.050 and 0.053 more accuracy, 0.1 and 1.2 ms more.",
         "Four parts. Accuracy, for each of the two: reproduced where the paired interval excludes the gain of the "
-        "printed table, not reproduced where it lies above 0, otherwise not decidable. " + _SHARE + "Speed, for each "
+        "printed table, not reproduced where it lies above 0, otherwise not decidable. "
+        + _FOUND
+        + _SHARE
+        + "Speed, for each "
         "of the two, on every engine: reproduced where the whole interval of the ratio of times, the CRF step "
         "included, counts as less, not reproduced where none of it does, otherwise not decidable. " + _FLOOR + _ALL,
     ),
@@ -132,7 +141,7 @@ _ROWS: Final = (
         "The article prints no row for the combination.",
         "The combined variant's pixel accuracy against the baseline's and against each single technique's, paired by "
         "image: reproduced where every interval lies above 0, not reproduced where one reaches no higher than 0, "
-        "otherwise not decidable.",
+        "otherwise not decidable. " + _FOUND.rstrip(),
     ),
 )
 

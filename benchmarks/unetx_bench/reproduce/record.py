@@ -79,7 +79,10 @@ class Score(Fields):
 
 
 class Difference(Fields):
-    """This variant minus another one, paired by image; ``p_holm`` is adjusted over the variants compared with it."""
+    """This variant minus another one, paired by image; ``p_holm`` is adjusted (Holm) over the variants that
+    are compared with the baseline or, where that is not the other one, over those that the combination is compared
+    with.
+    """
 
     minus: Name
     figure: Name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -9,10 +10,24 @@ from typing import Final
 from unetx_bench.ratios import DECISION_MARGIN
 from unetx_bench.reproduce.record import Interval, Verdict
 
-__all__ = ["LESS", "Effect", "combine", "decide_absence", "decide_effect", "decide_seeds", "widen"]
+__all__ = [
+    "LEAST_IMAGES",
+    "LESS",
+    "SIGNIFICANCE",
+    "Effect",
+    "combine",
+    "decide_absence",
+    "decide_effect",
+    "decide_seeds",
+    "widen",
+]
 
 #: A ratio of times counts as less below this: copies of one engine differ by the harness's margin.
 LESS: Final = 1.0 / (1.0 + DECISION_MARGIN)
+#: A difference in accuracy counts where its p-value, adjusted for the number of comparisons, is below this ...
+SIGNIFICANCE: Final = 0.05
+#: ... and accuracy is claimed from no fewer images: below that, bootstrap intervals are too narrow.
+LEAST_IMAGES: Final = 20
 _LEAST_SEEDS: Final = 3
 
 
@@ -30,12 +45,16 @@ class Effect:
         The change that the article prints, in the same unit; None where it prints none.
     raises : bool
         Whether the claim is that the value lies above `null`; otherwise below.
+    counts : bool
+        Whether a difference from `null` counts at all. Where it does not, as its p-value is too high, the interval is
+        taken to reach a little beyond `null` on both sides.
     """
 
     estimate: Interval
     null: float
     printed: float | None
     raises: bool
+    counts: bool = True
 
 
 def decide_effect(effect: Effect) -> Verdict:
@@ -49,7 +68,7 @@ def decide_effect(effect: Effect) -> Verdict:
         has no bounds.
     """
     sign = 1.0 if effect.raises else -1.0
-    bounds = _bounds(effect.estimate, sign)
+    bounds = _bounds(effect, sign)
     if bounds is None:
         return Verdict.NOT_DECIDABLE
     (low, high), null = bounds, sign * effect.null
@@ -72,7 +91,7 @@ def decide_absence(effect: Effect) -> Verdict:
         does not show that there is none.
     """
     sign = 1.0 if effect.raises else -1.0
-    bounds = _bounds(effect.estimate, sign)
+    bounds = _bounds(effect, sign)
     if bounds is None or effect.printed is None:
         return Verdict.NOT_DECIDABLE
     low, high = bounds
@@ -133,9 +152,12 @@ def combine(verdicts: Iterable[Verdict]) -> Verdict:
     return Verdict.NOT_DECIDABLE
 
 
-def _bounds(estimate: Interval, sign: float) -> tuple[float, float] | None:
+def _bounds(effect: Effect, sign: float) -> tuple[float, float] | None:
     """Lower and upper bound of ``sign * estimate``."""
-    if estimate.low is None or estimate.high is None:
+    if effect.estimate.low is None or effect.estimate.high is None:
         return None
-    low, high = sorted((sign * estimate.low, sign * estimate.high))
+    low, high = sorted((sign * effect.estimate.low, sign * effect.estimate.high))
+    if not effect.counts:
+        null = sign * effect.null
+        low, high = min(low, math.nextafter(null, -math.inf)), max(high, math.nextafter(null, math.inf))
     return low, high

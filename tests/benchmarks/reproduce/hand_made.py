@@ -31,9 +31,11 @@ def score(mean: float) -> Score:
     return Score(mean=mean, std=0.01, low=mean - 0.002, high=mean + 0.002, n=60)
 
 
-def difference(minus: str, mean: float, half: float = 0.001, figure: str = "accuracy") -> Difference:
+def difference(
+    minus: str, mean: float, half: float = 0.001, figure: str = "accuracy", p_holm: float | None = 0.02
+) -> Difference:
     return Difference(
-        minus=minus, figure=figure, mean=mean, low=mean - half, high=mean + half, p_value=0.01, p_holm=0.05, n=60
+        minus=minus, figure=figure, mean=mean, low=mean - half, high=mean + half, p_value=0.01, p_holm=p_holm, n=60
     )
 
 
@@ -83,12 +85,12 @@ def variant(name: str, **given: Any) -> VariantRecord:
     return VariantRecord(name=name, summary=f"summary of {name}", **usual | given)
 
 
-def data(kind: Any = "folder") -> DataRecord:
+def data(kind: Any = "folder", images: int = 60) -> DataRecord:
     return DataRecord(
         name="lungs",
         kind=kind,
         split=None if kind == "phantom" else "test",
-        images=60,
+        images=images,
         available=67,
         images_sha256="1" * 64,
         note="Data folder lungs, which is not NIH ChestX-ray14: no accuracy here is an NIH result.",

@@ -81,6 +81,47 @@ def test_no_accuracy_is_claimed_from_phantoms(made: Any, answer: Any) -> None:
     assert "phantoms" in record.reason
 
 
+@pytest.mark.parametrize(("images", "expected"), [(19, OPEN), (20, YES)])
+def test_few_images_decide_no_accuracy(made: Any, images: int, expected: Verdict) -> None:
+    seeds = [SeedFigures(figures={"accuracy": {"0": at, "1": at, "2": at}}) for at in (0.98, 0.985)]
+    rows = (
+        made.variant("unet", seeds=seeds[0]),
+        made.variant("focal", differences=(made.difference("unet", 0.002),), seeds=seeds[1]),
+    )
+    record = next(one for one in decide_claims(rows, made.data(images=images)) if one.id == "C1")
+    assert {finding.verdict for finding in record.findings} == {expected}
+    assert record.verdict is expected
+    assert "fewer than 20 images" in record.rule
+    assert ("19 images" in record.reason) is (expected is OPEN)
+
+
+@pytest.mark.parametrize(
+    ("claim", "mean", "p_holm", "expected"),
+    [
+        ("C1", 0.002, 0.049, YES),
+        ("C1", 0.002, 0.05, NO),  # 0 is not excluded, and 0.0027 is
+        ("C1", 0.0025, 0.05, OPEN),
+        ("C1", 0.0025, None, YES),  # p itself is 0.01
+        ("C4", 0.0035, 0.049, NO),
+        ("C4", 0.0035, 0.05, YES),
+        ("C5", 0.002, 0.05, OPEN),
+        ("C5", -0.002, 0.049, NO),
+        ("C5", -0.002, 0.05, OPEN),
+    ],
+)
+def test_a_difference_in_accuracy_counts_where_its_adjusted_p_value_is_low_too(
+    made: Any, answer: Any, claim: str, mean: float, p_holm: float | None, expected: Verdict
+) -> None:
+    """The printed gains, as shares of 0.02 of errors, are 0.0027 for C1 and 0.0042 for the dilation of C4."""
+    name = {"C1": "focal", "C4": "dilated", "C5": "combined"}[claim]
+    found = made.difference("unet", mean, 0.0005, p_holm=p_holm)
+    record = answer(claim, made.variant("unet"), made.variant(name, differences=(found,)))
+    part = next(one for one in record.findings if one.subject == f"pixel accuracy, {name} minus unet")
+    assert part.verdict is expected
+    assert ("p (Holm) is 0.0500" in part.note) is (p_holm == 0.05)
+    assert "(Holm), is below 0.05" in record.rule
+
+
 @pytest.mark.parametrize(
     ("flop", "ratio", "expected"),
     [

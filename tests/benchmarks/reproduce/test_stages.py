@@ -277,7 +277,17 @@ def test_differences_are_paired_by_image_and_their_p_values_are_those_of_a_permu
     assert focal.p_value == pytest.approx(expected.pvalue)
     assert focal.p_holm is not None
     assert focal.p_holm >= focal.p_value
-    assert next(row for row in found["combined"] if row.minus == "focal").p_holm is None
+    alone = next(row for row in found["combined"] if row.minus == "focal")
+    assert alone.p_holm == alone.p_value  # the only comparison of its family
+
+
+def test_the_combination_against_the_others_is_a_family_of_its_own() -> None:
+    shifts = {"unet": 0.0, "focal": 0.0095, "crf": 0.01, "combined": 0.011}
+    found = compare_variants({name: _scores(shift) for name, shift in shifts.items()})
+    rows = {row.minus: row for row in found["combined"] if row.figure == "accuracy"}
+    first, second = sorted((rows["focal"], rows["crf"]), key=lambda row: row.p_value)
+    assert first.p_holm == pytest.approx(min(1.0, 2 * first.p_value))
+    assert second.p_holm == pytest.approx(max(first.p_holm, second.p_value))
 
 
 def test_one_image_has_means_and_no_interval() -> None:
