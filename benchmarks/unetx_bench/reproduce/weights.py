@@ -77,10 +77,11 @@ def find_weights(plan: Plan, tell: Callable[[str], None]) -> tuple[Mapping[str, 
     for variant in plan.variants:
         try:
             found[variant] = _read(variant, _locate(variant, plan, found, tell))
-        except CheckpointError as error:
+        except UnetxError as error:
+            if variant == BASELINE:
+                raise CheckpointError(f"the baseline has no weights to compare with: {error}") from error
             missing[variant] = str(error)
-    if BASELINE in missing:
-        raise CheckpointError(f"the baseline has no weights to compare with: {missing[BASELINE]}")
+            tell(f"left out: {variant}: {error}")
     return found, missing
 
 

@@ -24,7 +24,7 @@ from unetx_bench.reproduce.latency import TimedRun, TimeSetting, estimate_engine
 from unetx_bench.reproduce.plan import ReproduceOptions
 from unetx_bench.reproduce.stages import Workplace
 from unetx_bench.reproduce.weights import find_weights, read_seeds
-from unetx_opt.errors import CheckpointError, DataError, UnetxError
+from unetx_opt.errors import CheckpointError, DataError
 
 ENGINE = "onnxruntime-cpu fp32 (float32)"
 
@@ -125,8 +125,34 @@ def test_a_step_alone_is_fitted_to_the_weights_of_the_baseline_with_a_mock_in_pl
     assert ["--resume" in command for command in calls] == [True, True, False]
     assert str(found["unet"].path) in calls[2]
     assert all("--partial" in command for command in calls)
-    with pytest.raises(UnetxError, match="training dilated ended with exit code 1"):
-        find_weights(types.SimpleNamespace(options=options, variants=("unet", "dilated")), print)
+
+
+def test_a_training_that_fails_is_a_row_and_that_of_the_baseline_the_end_with_a_mock_in_place_of_the_command(
+    ellipses: Path, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+
+    def write(command: list[str], **given: Any) -> Any:
+        name = command[command.index("--variant") + 1]
+        trained.append(name)
+        if name not in able:
+            return types.SimpleNamespace(returncode=3)
+        source = checkpoints / f"{name}.safetensors"
+        Path(command[command.index("--output") + 1]).write_bytes(source.read_bytes())
+        return types.SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(subprocess, "run", write)
+    options = ReproduceOptions(tmp_path / "out", data=ellipses, train=True, epochs=3)
+    asked = types.SimpleNamespace(options=options, variants=("unet", "dilated", "focal"))
+    able: tuple[str, ...] = ()
+    with pytest.raises(CheckpointError, match=r"baseline.*training unet ended with exit code 3"):
+        find_weights(asked, print)
+    assert trained == ["unet"]  # no hours are spent on what there is nothing to compare with
+    able = ("unet", "focal")
+    found, missing = find_weights(asked, print)
+    assert list(found) == ["unet", "focal"]
+    assert list(missing) == ["dilated"]
+    assert "training dilated ended with exit code 3" in missing["dilated"]
 
 
 def test_seeds_are_read_by_figure(tmp_path: Path) -> None:
