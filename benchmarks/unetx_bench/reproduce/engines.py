@@ -28,6 +28,7 @@ __all__ = ["Built", "build_variant", "discard_bundles", "graph_facts"]
 #: The target whose fp32 engine is the traced graph, byte for byte.
 _PLAIN_GRAPH: Final = "onnxruntime-cpu"
 _BUNDLES: Final = "bundles"
+_PHANTOMS: Final = "phantoms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,8 @@ def build_variant(
     """
     from unetx_exporters.pipeline import build_bundle
 
-    path = plan.options.output / WORK_NAME / _BUNDLES / f"{variant}-{precision}"
+    data = _PHANTOMS if plan.build_data is None else f"data-{plan.data_identity}"
+    path = plan.options.output / WORK_NAME / _BUNDLES / data / f"{variant}-{precision}"
     options = BuildOptions(
         variant=variant,
         precision=precision,
@@ -110,9 +112,9 @@ def build_variant(
 
 def discard_bundles(output: Path) -> None:
     """Remove the bundles that runs in an output built, whole or damaged; what else lies there stays."""
-    names = (f"{variant}-{precision}" for variant in VARIANTS for precision in Precision)
-    for name in names:
-        path = output / WORK_NAME / _BUNDLES / name
+    root = output / WORK_NAME / _BUNDLES
+    names = tuple(f"{variant}-{precision}" for variant in VARIANTS for precision in Precision)
+    for path in (folder / name for folder in (root / _PHANTOMS, *root.glob("data-*")) for name in names):
         if (path / MANIFEST_NAME).is_file() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
 
@@ -128,9 +130,7 @@ def _open(path: Path, precision: Precision) -> Built | None:
 
 
 def _fits(manifest: Manifest, options: BuildOptions, weights: Weights) -> bool:
-    """Whether a kept bundle is what would be built now."""
-    data = None if manifest.gate.images is None else manifest.gate.images.data
-    wanted = "phantom" if options.data is None else options.data.resolve().name
+    """Whether a kept bundle is what would be built now; its folder stands for its data."""
     return (
         manifest.product.version == __version__
         and manifest.variant == options.variant
@@ -139,7 +139,6 @@ def _fits(manifest: Manifest, options: BuildOptions, weights: Weights) -> bool:
         and (manifest.input.height, manifest.input.width) == (options.size_px, options.size_px)
         and {engine.target for engine in manifest.engines} == set(options.targets)
         and manifest.gate.name == options.gate_name
-        and (data is None or data == wanted)
     )
 
 

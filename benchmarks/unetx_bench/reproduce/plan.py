@@ -143,6 +143,8 @@ class Plan:
         Target or precision -> why it is not measured.
     cut : tuple of str
         What ``--quick`` leaves out, as sentences.
+    data_identity : str or None
+        Of the content of `build_data`, once it was read; bundles of other data are never taken for it.
     """
 
     options: ReproduceOptions
@@ -152,6 +154,7 @@ class Plan:
     extent: _Extent
     left_out: Mapping[str, str]
     cut: tuple[str, ...]
+    data_identity: str | None = None
 
     @property
     def measure(self) -> MeasureOptions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from unetx_bench.reproduce.accuracy import Scores, score_bundle
 from unetx_bench.reproduce.article import BASELINE
 from unetx_bench.reproduce.assembly import Measured, assemble
 from unetx_bench.reproduce.engines import Built, build_variant, graph_facts
+from unetx_bench.reproduce.identity import identify_folder
 from unetx_bench.reproduce.images import ImageChoice, TestImages, open_images
 from unetx_bench.reproduce.latency import TimedRun, TimeSetting, time_variants
 from unetx_bench.reproduce.plan import DEFAULT_SIZE_PX, Plan, ReproduceOptions, make_plan
@@ -112,6 +114,8 @@ def _prepare(plan: Plan, baseline: Weights, tell: Tell) -> _Setting:
         )
     choice = ImageChoice(options.data, plan.image_limit, plan.extent.phantoms, size_px, options.partial)
     images = open_images(choice, baseline.label_count)
+    if plan.build_data is not None:
+        plan = dataclasses.replace(plan, data_identity=identify_folder(plan.build_data))
     tell(f"{len(plan.variants)} variants at {size_px} x {size_px} pixels, {images.record.note}")
     return _Setting(plan, images, size_px, Workplace(options.output / WORK_NAME), tell)
 

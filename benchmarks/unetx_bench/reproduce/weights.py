@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from unetx_bench.reproduce.article import BASELINE
+from unetx_bench.reproduce.identity import identify_training
 from unetx_bench.reproduce.plan import DEFAULT_SIZE_PX
 from unetx_bench.reproduce.record import SeedFigures, WeightsRecord
 from unetx_bench.reproduce.stages import WORK_NAME
@@ -72,11 +74,12 @@ def find_weights(plan: Plan, tell: Callable[[str], None]) -> tuple[Mapping[str, 
     CheckpointError
         The baseline has none: there is nothing to compare with.
     """
+    identify = _identify_once(plan)
     found: dict[str, Weights] = {}
     missing: dict[str, str] = {}
     for variant in plan.variants:
         try:
-            found[variant] = _read(variant, _locate(variant, plan, found, tell))
+            found[variant] = _read(variant, _locate(variant, plan, found, tell, identify))
         except UnetxError as error:
             if variant == BASELINE:
                 raise CheckpointError(f"the baseline has no weights to compare with: {error}") from error
@@ -85,7 +88,20 @@ def find_weights(plan: Plan, tell: Callable[[str], None]) -> tuple[Mapping[str, 
     return found, missing
 
 
-def _locate(variant: str, plan: Plan, found: Mapping[str, Weights], tell: Callable[[str], None]) -> Path:
+def _identify_once(plan: Plan) -> Callable[[], str]:
+    """Give the identity of the data to train on, read when it is first asked for."""
+
+    @functools.cache
+    def identify() -> str:
+        assert plan.options.data is not None  # noqa: S101  (checked with the options)
+        return identify_training(plan.options.data, partial=plan.options.partial)
+
+    return identify
+
+
+def _locate(
+    variant: str, plan: Plan, found: Mapping[str, Weights], tell: Callable[[str], None], identify: Callable[[], str]
+) -> Path:
     from unetx_opt.models.checkpoint import reference_checkpoint
 
     folder = plan.options.checkpoints
@@ -95,18 +111,21 @@ def _locate(variant: str, plan: Plan, found: Mapping[str, Weights], tell: Callab
         if given is not None:
             return given
     if plan.options.train:
-        return _train(variant, plan, found, tell)
+        return _train(variant, plan, found, tell, identify)
     if folder is not None:
         raise CheckpointError(f"--checkpoints holds no {variant}.safetensors: add it, or train it with --train")
     return reference_checkpoint(variant)
 
 
-def _train(variant: str, plan: Plan, found: Mapping[str, Weights], tell: Callable[[str], None]) -> Path:
+def _train(
+    variant: str, plan: Plan, found: Mapping[str, Weights], tell: Callable[[str], None], identify: Callable[[], str]
+) -> Path:
     """Train with the command of that name, in a process of its own, and go on with what a stopped run left."""
     options = plan.options
     assert options.data is not None  # noqa: S101  (checked with the options)
     size_px = options.size_px or DEFAULT_SIZE_PX
-    settings = f"{options.data.resolve().name}-{options.width}-wide-{size_px}-px-{options.epochs}-epochs"
+    data = f"{options.data.resolve().name}-{identify()}"
+    settings = f"{data}-{options.width}-wide-{size_px}-px-{options.epochs}-epochs"
     output = options.output / WORK_NAME / "checkpoints" / settings / f"{variant}.safetensors"
     if output.is_file():
         return output

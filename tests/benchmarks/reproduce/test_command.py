@@ -62,7 +62,8 @@ def test_the_accuracy_is_that_of_the_test_split_by_hand(
     from unetx_opt.runtime import open_bundle
 
     names = [f"{index:02d}.png" for index in range(14, 20)]
-    with open_bundle(finished / "work" / "bundles" / "crf-fp32") as segmenter:
+    (bundle,) = (finished / "work" / "bundles").glob("data-*/crf-fp32")
+    with open_bundle(bundle) as segmenter:
         shares = []
         for name in names:
             found = segmenter.segment(read_image(ellipses / "images" / name).pixels).labels
@@ -161,11 +162,12 @@ def test_overwriting_begins_anew_once_all_is_found_and_leaves_what_others_wrote(
 ) -> None:
     output = tmp_path / "out"
     shutil.copytree(finished, output)
+    (bundles,) = (output / "work" / "bundles").glob("data-*")
     foreign = {
         output / "work" / "notes.json": '{"mine": 1}',
         output / "work" / "bundles" / "mine.txt": "mine",
-        output / "work" / "bundles" / "mine-fp32" / "manifest.json": "{}",
-        output / "work" / "bundles" / "focal-fp16" / "mine.txt": "mine",
+        bundles / "mine-fp32" / "manifest.json": "{}",
+        bundles / "focal-fp16" / "mine.txt": "mine",
         output / "work" / "checkpoints" / "trained" / "unet.safetensors": "weights",
     }
     for path, text in foreign.items():
@@ -182,9 +184,21 @@ def test_overwriting_begins_anew_once_all_is_found_and_leaves_what_others_wrote(
     told = capsys.readouterr().err
     assert all(word in told for word in ("building unet", "scoring unet", "timing"))
     assert {path: path.read_text() for path in foreign} == foreign
-    assert not (output / "work" / "bundles" / "crf-fp32").exists()
+    assert not (bundles / "crf-fp32").exists()
     assert not (output / "work" / "scores-crf-fp32.json").exists()
     assert (output / "table.json").read_bytes() != before[output / "table.json"]
+
+
+def test_another_folder_of_the_same_name_shares_no_bundle(
+    finished: Path, ellipses: Path, checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, other = tmp_path / "out", tmp_path / ellipses.name
+    shutil.copytree(finished / "work", output / "work")
+    shutil.copytree(ellipses, other)
+    splits = (other / "splits.csv").read_text()
+    (other / "splits.csv").write_text(splits.replace("13.png,p13,validation", "13.png,p13,train"))
+    assert main(arguments(other, checkpoints, output, "--variants", "unet")) == 0
+    assert "building unet fp32" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import shutil
 import subprocess
 import types
 from pathlib import Path
@@ -125,6 +126,32 @@ def test_a_step_alone_is_fitted_to_the_weights_of_the_baseline_with_a_mock_in_pl
     assert ["--resume" in command for command in calls] == [True, True, False]
     assert str(found["unet"].path) in calls[2]
     assert all("--partial" in command for command in calls)
+
+
+def test_another_folder_of_the_same_name_shares_no_weights_with_a_mock_in_place_of_the_command(
+    ellipses: Path, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(command: list[str], **given: Any) -> Any:
+        Path(command[command.index("--output") + 1]).write_bytes((checkpoints / "unet.safetensors").read_bytes())
+        return types.SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(subprocess, "run", write)
+    other = tmp_path / ellipses.name
+    shutil.copytree(ellipses, other)
+    splits = (other / "splits.csv").read_text()
+
+    def weights_of(data: Path) -> Path:
+        options = ReproduceOptions(tmp_path / "out", data=data, train=True)
+        found = find_weights(types.SimpleNamespace(options=options, variants=("unet",)), print)[0]
+        return found["unet"].path
+
+    first = weights_of(ellipses)
+    assert weights_of(other) == first  # a copy is the same data
+    (other / "splits.csv").write_text(splits.replace("14.png,p14,test", "14.png,p14,train"))
+    resplit = weights_of(other)
+    (other / "splits.csv").write_text(splits)
+    (other / "masks" / "00.png").write_bytes((other / "masks" / "01.png").read_bytes())
+    assert len({first, resplit, weights_of(other)}) == 3
 
 
 def test_a_training_that_fails_is_a_row_and_that_of_the_baseline_the_end_with_a_mock_in_place_of_the_command(
