@@ -96,8 +96,9 @@ def assemble(measured: Measured, seconds: float) -> Reproduction:
     seconds : float
         Duration of the run so far.
     """
-    own = {name: next(iter(rows.values())) for name, rows in measured.scores.items()}
-    differences = compare_variants(own)
+    precision = next(iter(measured.scores[BASELINE]))
+    paired = {name: rows[precision] for name, rows in measured.scores.items() if precision in rows}
+    differences = compare_variants(paired)
     rows = tuple(_variant_record(name, measured, differences) for name in measured.plan.variants)
     plan = measured.plan
     settings = SettingsRecord(
@@ -152,14 +153,20 @@ def _variant_record(
     graph, base = measured.graphs[name], measured.graphs[BASELINE]
     comparable = (graph.width, graph.depth) == (base.width, base.depth)
     scores = {precision: summarize_scores(found) for precision, found in measured.scores[name].items()}
+    # Accuracies stand side by side, and are subtracted, at the baseline's precision alone.
+    precision = next(iter(measured.scores[BASELINE]))
+    left_out = dict(measured.left_out[name])
+    if precision not in scores:
+        told = " and ".join(scores) or "no precision"
+        left_out["accuracy"] = f"scored at {told} and {BASELINE} at {precision}: accuracies are not compared"
     update = {
         "graph": _with_ratios(graph, base) if comparable else graph,
-        "scores": next(iter(scores.values())),
+        "scores": scores.get(precision, {}),
         "scores_by_precision": scores,
-        "differences": differences[name],
+        "differences": differences.get(name, ()),
         "latencies": estimate_engines(measured.run, name, comparable=comparable),
         "step": estimate_step(measured.run, name, measured.steps[name]),
-        "left_out": dict(measured.left_out[name]),
+        "left_out": left_out,
     }
     return row.model_copy(update=update)
 

@@ -71,6 +71,12 @@ class Evidence:
         found = (d for d in row.differences if d.minus == second and d.figure == ACCURACY)
         return next(found, None)
 
+    def why_no_difference(self, *names: str) -> str:
+        """Say why variants that are present have no difference."""
+        left_out = {name: self.variants[name].left_out for name in names}
+        told = (f"{name} was {rows[ACCURACY]}" for name, rows in left_out.items() if ACCURACY in rows)
+        return next(told, "no paired difference was measured")
+
     def latencies(self, name: str) -> Mapping[str, EngineLatency]:
         """Times of a variant that is present, by engine."""
         return {latency.engine: latency for latency in self.variants[name].latencies}
@@ -109,7 +115,7 @@ def accuracy_finding(
     absent = measured.present(first, second)
     difference = None if absent else measured.difference(first, second)
     if difference is None:
-        return tell_undecided(subject, absent or "no paired difference was measured")
+        return tell_undecided(subject, absent or measured.why_no_difference(*pair))
     estimate = Interval(value=difference.mean, low=difference.low, high=difference.high)
     printed = None
     if share is not None:

@@ -102,7 +102,8 @@ def _content(result: Reproduction) -> dict[str, Any]:
         "comparisons": [(FIGURE_TITLES[figure], _difference_rows(shown, figure)) for figure in _COMPARED],
         "claims": [(claim, _finding_rows(claim)) for claim in result.claims],
         "seeds": [(row, _seed_rows(row)) for row in result.variants if row.seeds is not None],
-        "several": any(len(row.scores_by_precision) > 1 for row in shown),
+        "several": len({precision for row in shown for precision in row.scores_by_precision}) > 1,
+        "scored": next((name for row in shown if row.name == BASELINE for name in row.scores_by_precision), "first"),
         "packages": _packages(result.environment),
         "whole": _whole,
     }
