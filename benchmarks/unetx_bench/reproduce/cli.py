@@ -86,6 +86,9 @@ def reproduce(output: Path, overwrite: bool, as_json: bool, **given: Any) -> Non
     from unetx_bench.reproduce.run import reproduce as run_reproduction
 
     require("jinja2", purpose="rendering the page of a reproduction")  # now, and not after an hour
+    for path in (output, *output.parents):
+        if path.exists() and not path.is_dir():
+            raise UnetxError(f"--output {output}: {path} is a file, expected a folder or a new name: choose another")
     if (output / TABLE_NAME).exists() and not overwrite:
         raise UnetxError(f"{output} holds a finished table: choose another output, or pass --overwrite")
     options = ReproduceOptions(

@@ -20,6 +20,7 @@ from unetx_bench.errors import MeasurementError
 from unetx_bench.load import LoadMonitor
 from unetx_bench.measure import measure_interleaved
 from unetx_bench.measurement import Contender, MeasureOptions
+from unetx_bench.quantiles import dependence_time, minimum_count
 from unetx_bench.reproduce.article import BASELINE
 from unetx_bench.reproduce.engines import Built
 from unetx_bench.reproduce.record import EngineLatency, Interval, StepLatency
@@ -271,10 +272,17 @@ def estimate_step(run: TimedRun, variant: str, name: str | None) -> StepLatency 
 
 
 def _median(samples_ms: NDArray[np.float64]) -> Interval:
-    estimate = quantile_interval(samples_ms, 0.5)
-    if estimate is None:
-        return Interval(value=float(np.median(samples_ms)), low=None, high=None)
-    return _interval(estimate)
+    if estimate := quantile_interval(samples_ms, 0.5):
+        return _interval(estimate)
+    median = float(np.median(samples_ms))
+    return Interval(value=median, low=None, high=None, why=_why_no_interval(samples_ms, median))
+
+
+def _why_no_interval(samples_ms: NDArray[np.float64], median_ms: float) -> str:
+    if (count := len(samples_ms)) < minimum_count(0.5):
+        return f"{count} rounds are too few"
+    independent = int(count / dependence_time(samples_ms <= median_ms))
+    return f"successive rounds are alike (autocorrelated): {count} count as {independent} independent ones, too few"
 
 
 def _ratio(numerator_ms: NDArray[np.float64], denominator_ms: NDArray[np.float64] | None) -> Interval | None:

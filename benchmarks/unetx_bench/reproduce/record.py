@@ -42,11 +42,14 @@ class Verdict(StrEnum):
 
 
 class Interval(Fields):
-    """An estimate and its 95 % interval; the bounds are null where the sample is too small for one."""
+    """An estimate and its 95 % interval; the bounds are null where the sample is too small for one, and ``why`` says
+    in which way.
+    """
 
     value: float
     low: float | None
     high: float | None
+    why: Text | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

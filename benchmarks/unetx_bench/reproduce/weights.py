@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import ValidationError
 
 from unetx_bench.reproduce.article import BASELINE
 from unetx_bench.reproduce.identity import identify_training
@@ -197,9 +200,11 @@ def read_seeds(path: Path | None) -> Mapping[str, SeedFigures]:
         document = dict(json.loads(path.read_text(encoding="utf-8")))
         rows = {name: document[name] for name in VARIANTS if name in document}
         return {name: _by_figure(seeds) for name, seeds in rows.items()}
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        # The checks of the record tell over several lines, with links: its first complaint says enough.
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise DataError(
-            f'{path} is no JSON object of the form {{"unet": {{"0": {{"accuracy": 0.98}}}}}}: {error}'
+            f'{path} is no JSON object of the form {{"unet": {{"0": {{"accuracy": 0.98}}}}}}: {reason}'
         ) from error
 
 
@@ -207,5 +212,7 @@ def _by_figure(seeds: Mapping[str, Mapping[str, float]]) -> SeedFigures:
     figures: dict[str, dict[str, float]] = {}
     for seed, row in seeds.items():
         for figure, value in row.items():
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise ValueError(f"{figure} of seed {seed} is {value!r:.40}, expected a finite number")
             figures.setdefault(figure, {})[seed] = value
     return SeedFigures(figures=figures)

@@ -79,7 +79,7 @@ def format_score(score: Score | None) -> str:
     if score is None:
         return ABSENT
     if score.low is None or score.high is None:
-        return f"{score.mean:.4f}"
+        return f"{score.mean:.4f} (no interval of one image)"
     return f"{score.mean:.4f} ({score.low:.4f} to {score.high:.4f})"
 
 
@@ -91,6 +91,8 @@ def format_interval(interval: Interval, unit: str) -> str:
     """Write an estimate with its interval; a count has an interval of no width, which is left out."""
     form = _FORMS.get(unit, "{:.4g}")
     value = form.format(interval.value) + (" ms" if unit == "ms" else "")
+    if interval.why is not None:
+        return f"{value} (no interval: {interval.why})"
     if interval.low is None or interval.high is None or interval.low == interval.high:
         return value
     return f"{value} ({form.format(interval.low)} to {form.format(interval.high)})"

@@ -220,3 +220,15 @@ def test_what_cannot_be_done_is_one_line_and_leaves_no_table(
     assert main(arguments(ellipses, checkpoints, tmp_path / "out", *options)) in (1, 2)
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out" / "table.json").exists()
+
+
+@pytest.mark.parametrize("name", ["taken", "taken/out"])
+def test_an_output_that_is_a_file_is_refused_in_one_line_before_any_work(
+    ellipses: Path, checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / "taken").write_text("mine")
+    assert main(arguments(ellipses, checkpoints, tmp_path / name)) == 1
+    told = capsys.readouterr().err
+    assert "taken is a file, expected a folder" in told
+    assert len(told.strip().splitlines()) == 1
+    assert (tmp_path / "taken").read_text() == "mine"

@@ -199,3 +199,21 @@ def test_an_interval_is_written_in_the_digits_of_its_unit() -> None:
     assert format_interval(interval, "accuracy") == "+0.00123 (-0.00100 to +0.00340)"
     assert format_interval(Interval(value=0.807, low=0.807, high=0.807), "ratio") == "0.807"
     assert format_interval(Interval(value=41.234, low=None, high=None), "ms") == "41.23 ms"
+
+
+def test_an_estimate_without_an_interval_says_why_in_every_text(made: Any) -> None:
+    lonely = Interval(value=40.0, low=None, high=None, why="successive rounds are alike")
+    timed = made.latency(40.0, None).model_copy(update={"ms": lonely})
+    single = made.score(0.98).model_copy(update={"low": None, "high": None, "std": None, "n": 1})
+    result = made.result(
+        (
+            made.variant(
+                "unet",
+                latencies=(timed,),
+                scores=dict.fromkeys(("accuracy", "balanced_accuracy", "miou", "dice"), single),
+            ),
+        )
+    )
+    for text in (render_markdown(result), render_page(result)):
+        assert "no interval: successive rounds are alike" in text
+        assert "no interval of one image" in text

@@ -193,12 +193,28 @@ def test_seeds_are_read_by_figure(tmp_path: Path) -> None:
     assert read_seeds(None) == {}
 
 
-@pytest.mark.parametrize("text", ["", "[1]", '{"unet": 1}', '{"unet": {"0": {"accuracy": "high"}}}', "{"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            "[1]",
+            "{",
+            '{"unet": 1}',
+            '{"unet": {"0": {"accuracy": "high"}}}',
+            '{"unet": {"0": {"accuracy": true}}}',
+        ),
+        *(f'{{"unet": {{"0": {{"accuracy": {value}}}}}}}' for value in ("NaN", "Infinity", "1e999", "1" + "0" * 400)),
+        '{"unet": {"0": {"' + "x" * 999 + '": 0.9}}}',
+    ],
+)
 def test_seeds_that_are_no_figures_are_an_error_of_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "seeds.json"
     path.write_text(text)
-    with pytest.raises(DataError, match=r"seeds\.json"):
+    with pytest.raises(DataError, match=r"seeds\.json") as caught:
         read_seeds(path)
+    assert "\n" not in str(caught.value)
+    assert "http" not in str(caught.value)
 
 
 def test_a_result_is_made_once_for_each_key(tmp_path: Path) -> None:
@@ -306,6 +322,20 @@ def test_too_few_rounds_give_a_median_and_no_ratio(run: TimedRun) -> None:
     (found,) = estimate_engines(dataclasses.replace(run, samples_ms=short), "crf", comparable=True)
     assert found.ms.value == pytest.approx(np.median(short["crf"][ENGINE]))
     assert (found.ms.low, found.ratio) == (None, None)
+    assert found.ms.why == "4 rounds are too few"
+
+
+def test_rounds_that_depend_on_one_another_have_a_median_and_no_interval_and_say_why(run: TimedRun) -> None:
+    slow = np.repeat([40.0, 50.0], 100)  # a machine that changed its pace half-way
+    (found,) = estimate_engines(
+        dataclasses.replace(run, samples_ms={"unet": {ENGINE: slow}}), "unet", comparable=True
+    )
+    assert (found.ms.low, found.ms.high) == (None, None)
+    assert found.ms.why is not None
+    assert "autocorrelated" in found.ms.why
+    assert "200 count as" in found.ms.why
+    (usual,) = estimate_engines(run, "unet", comparable=True)
+    assert (usual.ms.low is None) is (usual.ms.why is not None)
 
 
 def _scores(shift: float, count: int = 12) -> dict[str, dict[str, float]]:
