@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from unetx_bench.errors import MeasurementError
-from unetx_bench.measure import measure_interleaved
+from unetx_bench.measure import _is_precise, _Samples, measure_interleaved
 from unetx_bench.measurement import Contender, MeasureOptions, Quiet, pair_rounds
 from unetx_bench.pinning import pinned
 
@@ -79,16 +79,15 @@ def test_it_stops_when_the_time_is_up() -> None:
     assert 1 <= found.rounds < 1000
 
 
-def test_a_ratio_that_is_asked_for_delays_the_end() -> None:
-    """One contender takes 1 ms, the other 1 or 2 ms by chance: medians are soon known, their ratio is not."""
-    generator = np.random.default_rng(0)
-    contenders = [
-        Contender("steady", lambda: time.sleep(0.001)),
-        Contender("unsteady", lambda: time.sleep(generator.choice([0.001, 0.004]))),
-    ]
-    options = replace(QUICK, maximum_rounds=60, half_width=0.3, ratios=(("unsteady", "steady"),))
-    found = measure_interleaved(contenders, options)
-    assert found.rounds > 12
+def test_a_ratio_that_is_asked_for_must_be_precise_too() -> None:
+    """Either takes 1 or 1.25 ms, the one when the other does not: each median is within 15 %, their ratio is not."""
+    slow = np.random.default_rng(0).random(60) < 0.5
+    rows = np.stack([np.where(slow, 1.25e6, 1.0e6), np.where(slow, 1.0e6, 1.25e6)], axis=1).astype(int)
+    samples = _Samples(durations=rows.tolist(), interrupted=np.zeros(rows.shape, dtype=bool).tolist())
+    options = replace(QUICK, half_width=0.15)
+    assert _is_precise(("a", "b"), samples, options)
+    assert not _is_precise(("a", "b"), samples, replace(options, ratios=(("a", "b"),)))
+    assert _is_precise(("a", "b"), samples, replace(options, ratios=(("a", "a"),)))
 
 
 def test_an_idle_gap_lies_before_every_call_and_outside_of_its_time() -> None:
