@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import io
+import ipaddress
 import json
 import shutil
 import socket
@@ -96,6 +98,81 @@ def radiograph(sop_instance_uid: str = "1.2.3.4.5", shape: tuple[int, int] = (37
     buffer = io.BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
+
+
+def segmentation(source: bytes, kinds: tuple[str, ...] = ("seg",)) -> dict[str, bytes]:
+    """Results of the project's own writer for a radiograph, with UIDs that stay the same."""
+    np = pytest.importorskip("numpy")
+    pytest.importorskip("highdicom", reason="highdicom is not installed")
+    from unetx_opt.dicom.read import ReadOptions, read_dicom_bytes
+    from unetx_opt.dicom.results.request import Algorithm, Findings, ResultOptions
+    from unetx_opt.dicom.results.write import encode_results
+
+    image = read_dicom_bytes(source, ReadOptions(with_source=True))
+    labels = np.zeros(image.pixels.shape, np.uint8)
+    labels[5:20, 5:20] = 1
+    overlay = np.stack([labels * 200] * 3, axis=-1)
+    findings = Findings(labels, ("background", "lung"), image.spacing_mm, overlay_rgb=overlay)
+    algorithm = Algorithm("1.2.3", "ab" * 32)
+    return dict(encode_results(kinds, image.source_json, findings, algorithm, ResultOptions(stable_uids=True)))
+
+
+class Authority:
+    """A certificate authority of one test, and what it issues for 127.0.0.1."""
+
+    def __init__(self, folder: Path, name: str = "authority") -> None:
+        pytest.importorskip("cryptography", reason="certificates need cryptography: pip install 'unetx-opt[sign]'")
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.name = folder, name
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self.certificate_file = folder / f"{name}.crt"
+        self._write(self.certificate_file, name, self._key, authority=True)
+
+    def issue(self, name: str) -> tuple[Path, Path]:
+        """Certificate and key of one party, as PEM files."""
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate_file, key_file = self.folder / f"{name}.crt", self.folder / f"{name}.key"
+        self._write(certificate_file, name, key, authority=False)
+        key_file.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+        return certificate_file, key_file
+
+    def _write(self, path: Path, name: str, key: Any, *, authority: bool) -> None:
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.x509.oid import NameOID
+
+        def called(text: str) -> Any:
+            return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+        now = datetime.datetime.now(datetime.UTC)
+        alternatives = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        public = self._key.public_key()
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(called(name))
+            .issuer_name(called(self.name))
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+        path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
 
 @dataclass
