@@ -26,7 +26,14 @@ from typing import Final
 
 from unetx_opt.errors import UnetxError
 
-__all__ = ["relative_name", "scratch_directory", "staged_directory", "staged_file", "write_file"]
+__all__ = [
+    "relative_name",
+    "scratch_directory",
+    "staged_directory",
+    "staged_file",
+    "sweep_abandoned",
+    "write_file",
+]
 
 _PARTIAL: Final = "partial"
 _REPLACED: Final = "replaced"
@@ -65,22 +72,47 @@ def relative_name(name: str) -> PurePosixPath | None:
     return PurePosixPath(name)
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a whole file: beside, fsync, rename. An existing file is replaced in one step."""
-    with staged_file(path) as staging:
+def write_file(path: Path, data: bytes, *, settle: bool = True) -> None:
+    """Write a whole file: beside, fsync, rename. An existing file is replaced in one step.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Its folder is made where it is missing.
+    data : bytes
+        All of the file.
+    settle : bool
+        Look through the folder for what a killed writer of the same name has left. Who writes very many files into
+        one folder passes False, and calls `sweep_abandoned` once.
+    """
+    with staged_file(path, settle=settle) as staging:
         staging.write_bytes(data)
 
 
+def sweep_abandoned(folder: Path) -> None:
+    """Remove what killed writers of this host have left in a folder, whatever the names of their files."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            match = _ENTRY.search(entry.name)
+            if match is None or match.end() != len(entry.name) or not entry.name.startswith("."):
+                continue
+            # What was replaced may be the only copy: its own writer puts it back.
+            if match[1] == _PARTIAL and match[2] == _host_token() and not _is_alive(int(match[3])):
+                _remove(folder / entry.name)
+
+
 @contextlib.contextmanager
-def staged_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
+def staged_file(path: Path, *, overwrite: bool = True, settle: bool = True) -> Iterator[Path]:
     """Yield a path beside `path`; on success it is fsynced and renamed to `path`, on an error removed.
+
+    `settle` is as for `write_file`.
 
     Raises
     ------
     UnetxError
         `path` exists and `overwrite` is False, or the disk is full. `path` is then what it was before.
     """
-    staging = _beside(path, _PARTIAL)
+    staging = _beside(path, _PARTIAL, settle=settle)
     _refuse_existing(path, overwrite=overwrite)
     try:
         with _space_for(path):
@@ -173,9 +205,10 @@ def _take_place(staging: Path, path: Path) -> None:
     _remove(aside)
 
 
-def _beside(path: Path, kind: str) -> Path:
+def _beside(path: Path, kind: str, *, settle: bool = True) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    _settle_abandoned(path)
+    if settle:
+        _settle_abandoned(path)
     return _entry(path, kind)
 
 

@@ -33,6 +33,7 @@ EXTRAS: Mapping[str, str] = MappingProxyType(
         "pydicom": "dicom",
         "pynetdicom": "node",
         "pynvml": "bench",
+        "ray": "ray",
         "requests": "node",
         "safetensors": "export",
         "tensorboard": "train",

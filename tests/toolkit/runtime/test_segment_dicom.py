@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unetx_opt.batch.outputs import SEGMENTATION_KINDS
 from unetx_opt.cli.main import main
-from unetx_opt.cli.segment_outputs import SEGMENTATION_KINDS
 from unetx_opt.dicom.results.request import SEGMENTATION_KINDS as KNOWN_KINDS
 from unetx_opt.dicom.results.write import RESULTS
 
@@ -139,7 +139,7 @@ def test_an_unknown_format_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_the_command_names_the_formats_and_kinds_that_exist() -> None:
-    from unetx_opt.cli.segment_outputs import FILES, OUTPUTS
+    from unetx_opt.batch.outputs import FILES, OUTPUTS
 
     assert set(OUTPUTS) == {"png", *RESULTS}
     assert {key for keys in OUTPUTS.values() for key in keys} == set(FILES)

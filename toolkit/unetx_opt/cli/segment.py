@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetx_opt.cli.output import echo_json, note, progress
-from unetx_opt.cli.segment_outputs import (
+from unetx_opt.batch.outputs import (
     FILES,
     OUTPUTS,
     SEGMENTATION_KINDS,
     OutputPlan,
-    Radiograph,
     read_radiograph,
-    write_outputs,
+    segment_radiograph,
 )
+from unetx_opt.batch.settings import BatchSettings
+from unetx_opt.cli.output import echo_json, note, progress
+from unetx_opt.cli.segment_batch import Distribution, segment_batch
 from unetx_opt.cli.trust import public_key_option, read_trusted_keys
 from unetx_opt.errors import UnetxError
 
@@ -78,6 +78,16 @@ def _split_formats(context: click.Context, parameter: click.Parameter, values: t
 @click.option("--force", is_flag=True, help="Take DICOM images that are no single grey chest radiograph, too.")
 @click.option("--target", metavar="NAME", help="Use the engine of this target and no other.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of one inference.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1, max=1024),
+    metavar="N",
+    help="Segment folders with all that is below them in so many processes.",
+)
+@click.option("--resume", is_flag=True, help="Go on with what an earlier run with --workers left in DIR.")
+@click.option(
+    "--ray", "ray_address", metavar="ADDRESS", help="Put the workers on a Ray cluster (auto, local, HOST:PORT)."
+)
 @public_key_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def segment(bundle: Path, inputs: tuple[Path, ...], output: Path, *, as_json: bool, **options: Any) -> None:
@@ -86,12 +96,33 @@ def segment(bundle: Path, inputs: tuple[Path, ...], output: Path, *, as_json: bo
     Each input NAME gives NAME.mask.png and NAME.overlay.png in the output folder, and NAME.seg.dcm, NAME.sc.dcm,
     NAME.gsps.dcm or NAME.sr.dcm where they are asked for. An input that cannot be segmented is reported and does not
     stop the others; the exit code is then 1.
+
+    With --workers, --resume or --ray, folders are searched with all that is below them, which is repeated in the
+    output folder; results.csv there says what became of each input. A run that was stopped goes on with --resume.
     """
+    opening = {name: options.pop(name) for name in ("target", "threads")}
+    distribution = {name: options.pop(name) for name in ("workers", "resume", "ray_address")}
+    public_keys = options.pop("public_keys")
+    plan = OutputPlan(output, **options)
+    if any(distribution.values()):
+        settings = BatchSettings(bundle.absolute(), plan, **opening, public_keys=public_keys)
+        segment_batch(settings, inputs, Distribution(**distribution), as_json=as_json)
+    else:
+        _segment_here(bundle, inputs, plan, opening, public_keys, as_json=as_json)
+
+
+def _segment_here(
+    bundle: Path,
+    inputs: tuple[Path, ...],
+    plan: OutputPlan,
+    opening: Mapping[str, Any],
+    public_keys: tuple[Path, ...],
+    *,
+    as_json: bool,
+) -> None:
     from unetx_opt.runtime import open_bundle
 
-    opening = {name: options.pop(name) for name in ("target", "threads")}
-    trusted = read_trusted_keys(options.pop("public_keys"))
-    plan = OutputPlan(output, **options)
+    trusted = read_trusted_keys(public_keys)
     jobs = tuple(_name_jobs(_expand(inputs)))
     _refuse_replaced_inputs(jobs, plan)
     with open_bundle(bundle, **opening, trusted=trusted) as segmenter:
@@ -163,7 +194,9 @@ def _segment_all(
                 image = read_radiograph(job.source, reader, plan)
                 for reason in image.notes:
                     note(f"forced: {job.source}: {reason}")
-                result = _segment_one(segmenter, image, job, plan) | {"first_run": first_run}
+                facts, files = segment_radiograph(segmenter, image, plan, job.stem)
+                paths = {key: file.path for key, file in files.items()}
+                result = {"input": job.source, "error": None, **paths, **facts, "first_run": first_run}
                 first_run = False
                 if not quiet:
                     click.echo(_describe(result))
@@ -172,29 +205,6 @@ def _segment_all(
                 result = {"input": job.source, "error": str(error)}
             display.advance(bar)
             yield result
-
-
-def _segment_one(segmenter: Segmenter, image: Radiograph, job: _Job, plan: OutputPlan) -> dict[str, Any]:
-    segmentation = segmenter.segment(image.pixels, image.spacing_mm, pixel_aspect=image.pixel_aspect)
-    segmented = time.perf_counter()
-    paths = write_outputs(image, segmentation, plan, job.stem, segmenter.manifest_sha256)
-    written = time.perf_counter()
-    return {
-        "input": job.source,
-        "error": None,
-        **paths,
-        "forced": image.notes,
-        "height": image.pixels.shape[0],
-        "width": image.pixels.shape[1],
-        "spacing_mm": image.spacing_mm,
-        "areas_px": segmentation.areas_px,
-        "areas_mm2": segmentation.areas_mm2,
-        "timings_ms": {
-            "read": image.read_ms,
-            **segmentation.timings_ms,
-            "write": (written - segmented) * 1e3,
-        },
-    }
 
 
 def _describe(result: Mapping[str, Any]) -> str:

@@ -23,6 +23,8 @@ __all__ = [
     "MAX_IMAGE_PX",
     "OVERLAY_COLORS",
     "SourceImage",
+    "encode_mask_png",
+    "encode_overlay_png",
     "read_image",
     "render_overlay",
     "write_mask_png",
@@ -118,12 +120,15 @@ def read_image(path: Path) -> SourceImage:
 
 
 def write_mask_png(path: Path, mask: NDArray[np.uint8], *, num_classes: int = 1) -> None:
-    """Write a mask as an 8-bit grey PNG, whole or not at all.
+    """Write `encode_mask_png`, whole or not at all; an existing file is replaced in one step."""
+    write_file(path, encode_mask_png(mask, num_classes=num_classes))
+
+
+def encode_mask_png(mask: NDArray[np.uint8], *, num_classes: int = 1) -> bytes:
+    """Encode a mask as an 8-bit grey PNG.
 
     Parameters
     ----------
-    path : pathlib.Path
-        Replaced in one step if it exists.
     mask : numpy.ndarray
         (H, W) uint8 labels as `unetx_opt.imaging.postprocess.label_mask` gives them.
     num_classes : int
@@ -138,12 +143,17 @@ def write_mask_png(path: Path, mask: NDArray[np.uint8], *, num_classes: int = 1)
     limit = max(1, num_classes - 1)
     if labels.size and labels.max() > limit:
         raise ImageError(f"mask has label {labels.max()}, expected 0 to {limit}")
-    _write_png(path, labels * np.uint8(255) if num_classes == 1 else labels)
+    return _encode_png(labels * np.uint8(255) if num_classes == 1 else labels)
 
 
 def write_overlay_png(path: Path, pixels: NDArray[Any], labels: NDArray[np.uint8]) -> None:
-    """Write `render_overlay` as an 8-bit RGB PNG, whole or not at all; an existing file is replaced in one step."""
-    _write_png(path, render_overlay(pixels, labels))
+    """Write `encode_overlay_png`, whole or not at all; an existing file is replaced in one step."""
+    write_file(path, encode_overlay_png(pixels, labels))
+
+
+def encode_overlay_png(pixels: NDArray[Any], labels: NDArray[np.uint8]) -> bytes:
+    """Encode `render_overlay` as an 8-bit RGB PNG."""
+    return _encode_png(render_overlay(pixels, labels))
 
 
 def render_overlay(pixels: NDArray[Any], labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -197,10 +207,10 @@ def _check_labels(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return labels
 
 
-def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
+def _encode_png(pixels: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="PNG", compress_level=3)
-    write_file(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _read_bytes(path: Path) -> bytes:

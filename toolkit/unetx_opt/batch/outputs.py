@@ -1,7 +1,8 @@
-"""What `unetx-opt segment` reads of an input and writes of its mask: the table of formats."""
+"""What is read of an input and written of its mask: the table of formats, and one input from file to files."""
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from unetx_opt.dicom.sandbox import DicomReader
-    from unetx_opt.runtime import Segmentation
+    from unetx_opt.runtime import Segmentation, Segmenter
 
 __all__ = [
     "FILES",
@@ -24,7 +25,9 @@ __all__ = [
     "SEGMENTATION_KINDS",
     "OutputPlan",
     "Radiograph",
+    "WrittenFile",
     "read_radiograph",
+    "segment_radiograph",
     "write_outputs",
 ]
 
@@ -63,6 +66,8 @@ class OutputPlan:
         As the options of the command.
     udi : str or None
         Unique Device Identifier.
+    swept : bool
+        What killed writers left in `folder` has been removed, so that no file needs to look for it.
     """
 
     folder: Path
@@ -71,6 +76,7 @@ class OutputPlan:
     stable_uids: bool = False
     force: bool = False
     udi: str | None = None
+    swept: bool = False
 
     @property
     def dicom_formats(self) -> tuple[str, ...]:
@@ -118,14 +124,70 @@ def read_radiograph(path: Path, reader: DicomReader, plan: OutputPlan) -> Radiog
     return Radiograph(image.pixels, image.spacing_mm, image.pixel_aspect, image.notes, image.source_json, read_ms)
 
 
-def write_outputs(
-    image: Radiograph, segmentation: Segmentation, plan: OutputPlan, stem: str, bundle_sha256: str
-) -> dict[str, Path]:
-    """Write every file of one input, each whole or not at all; all DICOM results are made before one is written.
+@dataclass(frozen=True, slots=True)
+class WrittenFile:
+    """A result on disk.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        Where it lies.
+    size : int
+        In bytes.
+    sha256 : str
+        Of its bytes, in hex.
+    """
+
+    path: Path
+    size: int
+    sha256: str
+
+
+def segment_radiograph(
+    segmenter: Segmenter, image: Radiograph, plan: OutputPlan, stem: str
+) -> tuple[dict[str, Any], dict[str, WrittenFile]]:
+    """Segment one image and write its results.
 
     Returns
     -------
-    dict of str to pathlib.Path
+    facts : dict
+        JSON types: reasons that were overruled by force, size, spacing, areas, times in ms.
+    files : dict of str to WrittenFile
+        By the keys of `FILES`.
+
+    Raises
+    ------
+    UnetxError
+        It cannot be segmented, or a result cannot be made or written.
+    """
+    segmentation = segmenter.segment(image.pixels, image.spacing_mm, pixel_aspect=image.pixel_aspect)
+    segmented = time.perf_counter()
+    files = write_outputs(image, segmentation, plan, stem, segmenter.manifest_sha256)
+    written = time.perf_counter()
+    facts = {
+        "forced": image.notes,
+        "height": image.pixels.shape[0],
+        "width": image.pixels.shape[1],
+        "spacing_mm": image.spacing_mm,
+        "areas_px": dict(segmentation.areas_px),
+        "areas_mm2": None if segmentation.areas_mm2 is None else dict(segmentation.areas_mm2),
+        "timings_ms": {
+            "read": image.read_ms,
+            **segmentation.timings_ms,
+            "write": (written - segmented) * 1e3,
+        },
+    }
+    return facts, files
+
+
+def write_outputs(
+    image: Radiograph, segmentation: Segmentation, plan: OutputPlan, stem: str, bundle_sha256: str
+) -> dict[str, WrittenFile]:
+    """Write every file of one input, each whole or not at all; all are made before one is written.
+
+    Returns
+    -------
+    dict of str to WrittenFile
         By the keys of `FILES`.
 
     Raises
@@ -134,16 +196,17 @@ def write_outputs(
         A result cannot be made or written.
     """
     from unetx_opt.files import write_file
-    from unetx_opt.imaging.files import write_mask_png, write_overlay_png
+    from unetx_opt.imaging.files import encode_mask_png, encode_overlay_png
 
-    paths = plan.paths(stem)
-    encoded = _encode_dicom(image, segmentation, plan, bundle_sha256)
+    encoded = dict(_encode_dicom(image, segmentation, plan, bundle_sha256))
     if "png" in plan.formats:
-        write_mask_png(paths["mask"], segmentation.labels, num_classes=segmentation.logits_khw.shape[0])
-        write_overlay_png(paths["overlay"], image.pixels, segmentation.labels)
-    for name, data in encoded.items():
-        write_file(paths[name], data)
-    return paths
+        encoded["mask"] = encode_mask_png(segmentation.labels, num_classes=segmentation.logits_khw.shape[0])
+        encoded["overlay"] = encode_overlay_png(image.pixels, segmentation.labels)
+    files = {}
+    for key, path in plan.paths(stem).items():
+        write_file(path, encoded[key], settle=not plan.swept)
+        files[key] = WrittenFile(path, len(encoded[key]), hashlib.sha256(encoded[key]).hexdigest())
+    return files
 
 
 def _encode_dicom(
