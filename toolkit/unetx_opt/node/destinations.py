@@ -142,6 +142,8 @@ class Destination:
         title and port, which it must know.
     commitment_timeout_s : float
         How long a report is waited for before it is asked for again.
+    commitment_linger_s : float
+        How long the association of the request is kept for a report on it; most peers open one of their own.
     timeout_s : float
         How long any answer of the peer is waited for.
     retry : RetryPolicy
@@ -154,6 +156,7 @@ class Destination:
     results: tuple[str, ...] = ("seg",)
     commitment: bool = False
     commitment_timeout_s: float = 600.0
+    commitment_linger_s: float = 0.0
     timeout_s: float = 30.0
     retry: RetryPolicy = RetryPolicy()
 
@@ -175,8 +178,15 @@ class Destination:
             raise SpecError(
                 f"destination {self.name} asks for storage commitment, which stow does not have: use dicom"
             )
-        if not (0 < self.timeout_s <= 3600 and 0 < self.commitment_timeout_s <= 7 * 86400):
-            raise SpecError(f"destination {self.name} has a timeout out of range: expected above 0 s, up to an hour")
+        if not (
+            0 < self.timeout_s <= 3600
+            and 0 < self.commitment_timeout_s <= 7 * 86400
+            and 0 <= self.commitment_linger_s <= 60
+        ):
+            raise SpecError(
+                f"destination {self.name} has a time out of range: expected timeout_s up to an hour, "
+                "commitment_timeout_s up to a week and commitment_linger_s up to a minute"
+            )
 
     @property
     def peer(self) -> DicomPeer | StowPeer:
