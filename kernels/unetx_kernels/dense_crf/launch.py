@@ -15,12 +15,15 @@ from unetx_kernels.binaries import module_binary
 from unetx_kernels.dense_crf.plan import MOST_CLASSES, Axis, CrfPlan
 from unetx_kernels.driver import DeviceArray, Gpu
 from unetx_kernels.errors import KernelError
+from unetx_kernels.graphs import LaunchGraph, record_graph
 from unetx_kernels.nvcc import Compilation
 
 __all__ = ["SOURCE", "Launch", "OpenPlan", "buffer_lengths", "open_plan", "plan_arrays", "plan_launches"]
 
 SOURCE: Final = Path(__file__).with_name("dense_crf.cu")
-_THREADS: Final = 256
+_TILE: Final = (32, 8)
+_VALUES: Final = 2**31
+_THREADS: Final = _TILE[0] * _TILE[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +44,18 @@ def plan_launches(plan: CrfPlan, classes: int, iterations: int) -> tuple[tuple[L
     Raises
     ------
     KernelError
-        Classes or iterations are out of range.
+        Classes, iterations or pixels are out of range.
     """
     if not 2 <= classes <= MOST_CLASSES or iterations < 1:
         raise KernelError(
             f"the CRF has {classes} classes and {iterations} iterations, expected 2 to {MOST_CLASSES} and at least 1"
         )
     steps = _Steps(plan)
+    if classes * steps.height * steps.width >= _VALUES:
+        raise KernelError(
+            f"logits are ({classes}, {steps.height}, {steps.width}), expected below {_VALUES} values: "
+            "use a smaller image"
+        )
     energies = plan.energies
     smooth = "smooth_scale" if energies.smoothness_compat > 0 else None
     bilateral = "bilateral_scale" if energies.bilateral_compat > 0 else None
@@ -57,8 +65,7 @@ def plan_launches(plan: CrfPlan, classes: int, iterations: int) -> tuple[tuple[L
     if bilateral:
         norms += [*steps.grid(None, None, 1), steps.scale(None, "grid", bilateral, energies.bilateral_compat)]
     channels = 1 if classes == 2 else classes
-    pixels = steps.height * steps.width
-    start = Launch("crf_start", _blocks(pixels), ("logits", "values", classes, steps.height, steps.width))
+    start = Launch("crf_start", steps.tiles, ("logits", "values", classes, steps.height, steps.width))
     inference = [start]
     for iteration in range(iterations):
         inference += [steps.rows("values", smooth, channels)] if smooth else []
@@ -110,13 +117,17 @@ class _Steps:
         return len(self.plan.columns.cells)
 
     @property
+    def tiles(self) -> int:
+        return math.ceil(self.width / _TILE[0]) * math.ceil(self.height / _TILE[1])
+
+    @property
     def nodes(self) -> tuple[int, int]:
         return len(self.plan.rows.starts), len(self.plan.columns.starts)
 
     def rows(self, values: str | None, scale: str | None, channels: int) -> Launch:
         numbers = (channels, self.height, self.width, len(self.plan.smooth_taps) - 1)
         arguments = (values, scale, "smooth_taps", "tall", *numbers)
-        return Launch("crf_smooth_rows", _blocks(channels * self.height * self.width), arguments)
+        return Launch("crf_smooth_rows", channels * self.tiles, arguments)
 
     def grid(self, values: str | None, scale: str | None, channels: int) -> list[Launch]:
         rows, columns = self.nodes
@@ -126,7 +137,7 @@ class _Steps:
         splat = Launch(
             "crf_splat", rows * columns * channels, (values, scale, "image", *axes, "level_taps", "grid", *sizes)
         )
-        blocks = _blocks(channels * rows * columns * inner)
+        blocks = math.ceil(channels * rows * columns * inner / _THREADS)
         across = (channels * rows, columns, inner, len(plan.columns.taps) - 1)
         down = (channels, rows, columns * inner, len(plan.rows.taps) - 1)
         return [
@@ -139,13 +150,13 @@ class _Steps:
         plan, reach = self.plan, len(self.plan.smooth_taps) - 1
         sizes = (self.height, self.width, reach, self.nodes[1], plan.bins, plan.bin_width, float(compat))
         arguments = (tall, "smooth_taps", grid, "image", *_CELLS, out, *sizes)
-        return Launch("crf_scale", _blocks(self.height * self.width), arguments)
+        return Launch("crf_scale", self.tiles, arguments)
 
     def update(self, smooth: str | None, bilateral: str | None, classes: int, out: str | None) -> Launch:
         plan, reach = self.plan, len(self.plan.smooth_taps) - 1
         sizes = (classes, self.height, self.width, reach, *self.nodes, plan.bins, plan.bin_width)
         inputs = ("logits", "tall", "smooth_taps", smooth, "grid", bilateral, "image", *_CELLS)
-        return Launch("crf_update", _blocks(self.height * self.width), (*inputs, "values", out, *sizes))
+        return Launch("crf_update", self.tiles, (*inputs, "values", out, *sizes))
 
 
 _CELLS: Final = ("row_cells", "row_weights", "column_cells", "column_weights")
@@ -182,6 +193,25 @@ class OpenPlan:
         KernelError
             Shapes or types are not those of the plan.
         """
+        named = self._named(logits, image, probabilities)
+        norms, inference = plan_launches(self.plan, self.classes, self.iterations)
+        for launch in (*norms, *inference):
+            arguments = [named[value] if isinstance(value, str) else value for value in launch.arguments]
+            function = self.module.get_function(launch.kernel)
+            self.gpu.launch(function, launch.blocks, (_THREADS, 1), arguments, stream)
+
+    def record(self, logits: DeviceArray, image: DeviceArray, probabilities: DeviceArray) -> LaunchGraph:
+        """Record `infer` of these arrays as one graph, to be started for image after image in the same memory.
+
+        Raises
+        ------
+        KernelError
+            Shapes or types are not those of the plan, or no graph can be recorded here.
+        """
+        self._named(logits, image, probabilities)
+        return record_graph(self.gpu, lambda stream: self.infer(logits, image, probabilities, stream=stream))
+
+    def _named(self, logits: DeviceArray, image: DeviceArray, probabilities: DeviceArray) -> dict[str, DeviceArray]:
         size = (len(self.plan.rows.cells), len(self.plan.columns.cells))
         given = [(array.shape, array.dtype) for array in (logits, probabilities, image)]
         if given != [((self.classes, *size), "f32")] * 2 + [(size, "u8")]:
@@ -189,12 +219,7 @@ class OpenPlan:
                 f"logits, probabilities and image are {given}, expected ({self.classes}, {size[0]}, {size[1]}) f32 "
                 f"twice and {size} u8: open a plan for this size"
             )
-        named = {**self.buffers, "logits": logits, "image": image, "probabilities": probabilities}
-        norms, inference = plan_launches(self.plan, self.classes, self.iterations)
-        for launch in (*norms, *inference):
-            arguments = [named[value] if isinstance(value, str) else value for value in launch.arguments]
-            function = self.module.get_function(launch.kernel)
-            self.gpu.launch(function, launch.blocks, (_THREADS, 1), arguments, stream)
+        return {**self.buffers, "logits": logits, "image": image, "probabilities": probabilities}
 
 
 def open_plan(gpu: Gpu, plan: CrfPlan, classes: int, iterations: int, cache: Path) -> OpenPlan:
@@ -212,7 +237,3 @@ def open_plan(gpu: Gpu, plan: CrfPlan, classes: int, iterations: int, cache: Pat
     kept |= {name: gpu.allocate(4 * length) for name, length in buffer_lengths(plan, classes).items()}
     buffers = {name: DeviceArray(int(memory), (), "f32") for name, memory in kept.items()}
     return OpenPlan(gpu, plan, classes, iterations, module, MappingProxyType(buffers), tuple(kept.values()))
-
-
-def _blocks(elements: int) -> int:
-    return math.ceil(elements / _THREADS)

@@ -80,6 +80,34 @@ def test_any_size_keeps_inside_its_buffers_and_gives_probabilities(
         np.testing.assert_allclose(found, exact / exact.sum(0), atol=1e-6)
 
 
+def test_no_order_of_the_threads_changes_a_bit_of_the_result(crf: Any) -> None:
+    scene = _scene(3, 24, 37)
+    plan = plan_crf((24, 37), USUAL)
+    _, forwards = crf.infer(*scene, plan, 2)
+    done, backwards = crf.infer(*scene, plan, 2, -1)
+    assert done.returncode == 0
+    assert forwards.tobytes() == backwards.tobytes()
+
+
+def test_a_node_of_more_pixels_than_one_sum_holds_is_that_of_the_processors_backend(crf: Any) -> None:
+    pytest.importorskip("numba", reason="the processor's backend is compiled by numba")
+    from unetx_opt.imaging.dense_crf import CrfParameters, refine
+
+    scene = _scene(2, 104, 101)
+    wide = Energies(1.0, 0.0, 300.0, 40.0, 10.0)
+    assert len(plan_crf((104, 101), wide).rows.starts) == 2
+    expected = refine(*scene, CrfParameters(1.0, 0.0, 300.0, 40.0, 10.0, iterations=2)).probabilities_khw
+    np.testing.assert_allclose(_on_host(crf, scene, wide, 2), expected, atol=2e-5)
+
+
+def test_messages_of_very_small_probabilities_are_zero_and_not_overflow(crf: Any) -> None:
+    logits, image = _scene(8, 12, 11)
+    logits[1:] -= 300.0
+    found = _on_host(crf, (logits, image), SMALL, 2)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found[0], 1.0, atol=1e-6)
+
+
 def test_a_planted_missing_barrier_is_found(crf: Any) -> None:
     scene = _scene(2, 24, 40)
     plan = plan_crf((24, 40), SMALL)
@@ -124,6 +152,12 @@ def test_one_iteration_is_five_launches_and_the_norms_six() -> None:
 def test_what_no_kernel_computes_is_refused(classes: int, iterations: int) -> None:
     with pytest.raises(KernelError, match="expected 2 to 8 and at least 1"):
         plan_launches(plan_crf((8, 8), USUAL), classes, iterations)
+
+
+def test_an_image_whose_pixels_no_32_bit_number_counts_is_refused() -> None:
+    plan = plan_crf((33_000, 33_000), Energies(3.0, 3.0, 4000.0, 13.0, 10.0))
+    with pytest.raises(KernelError, match="below 2147483648 values"):
+        plan_launches(plan, 2, 1)
 
 
 def test_a_grid_beyond_memory_is_refused() -> None:

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <tuple>
@@ -35,7 +36,13 @@ inline half __float2half_rn(float value) { return {static_cast<_Float16>(value)}
 inline float2 __half22float2(half2 value) { return {__half2float(value.x), __half2float(value.y)}; }
 inline half2 __halves2half2(half x, half y) { return {x, y}; }
 
-inline float atomicAdd(float* place, float value) { return (*place += value) - value; }
+inline int atomicAdd(int* place, int value) { return (*place += value) - value; }
+inline int atomicMax(int* place, int value) { return std::exchange(*place, *place > value ? *place : value); }
+inline int __float_as_int(float value) { int bits; std::memcpy(&bits, &value, sizeof bits); return bits; }
+inline float __int_as_float(int bits) { float value; std::memcpy(&value, &bits, sizeof value); return value; }
+inline int __float2int_rn(float value) { return static_cast<int>(std::nearbyint(value)); }
+inline int max(int a, int b) { return a > b ? a : b; }
+inline int min(int a, int b) { return a < b ? a : b; }
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -57,6 +64,7 @@ inline const void* scheduler_stack = nullptr;
 inline size_t scheduler_stack_bytes = 0;
 inline int current = 0;
 inline std::function<void()> body;
+inline bool last_thread_first = false;
 
 inline void to_scheduler(Fiber& fiber) {
   __sanitizer_start_switch_fiber(fiber.done ? nullptr : &fiber.shadow, scheduler_stack, scheduler_stack_bytes);
@@ -92,7 +100,7 @@ inline void run_block() {
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, enter, 0);
   }
-  for (bool backwards = false;; backwards = !backwards) {
+  for (bool backwards = last_thread_first;; backwards = !backwards) {
     int done = 0;
     for (int turn = 0; turn < threads; ++turn) {
       const int thread = backwards ? threads - 1 - turn : turn;

@@ -54,6 +54,7 @@ template <typename... T> void launch(void (*kernel)(T...), dim3 grid, dim3 block
 
 int main(int, char** arguments) {
   planted_defect = std::atoi(arguments[1]);
+  host::last_thread_first = planted_defect < 0;  // no defect: the threads of a block in the other order
   for (int count = read<int>(); count > 0; --count) {
     const size_t bytes = read<long long>();
     char* memory = static_cast<char*>(std::malloc(bytes));
