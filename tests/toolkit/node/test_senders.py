@@ -18,6 +18,8 @@ from unetx_opt.node.sender import open_sender
 
 pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
 pytest.importorskip("pynetdicom", reason="pynetdicom is not installed")
+# pynetdicom drops the socket of a connection that was refused without closing it; the collector does.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 KINDS = ("seg", "sc", "gsps", "sr")
 
 

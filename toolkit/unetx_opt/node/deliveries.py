@@ -30,6 +30,7 @@ __all__ = [
     "claim_for_commitment",
     "count_deliveries",
     "fetch_deliveries",
+    "has_urgent",
     "mark_again",
     "mark_committed",
     "mark_dead",
@@ -65,8 +66,8 @@ class Delivery:
     attempts : int
         Transfers begun.
     not_before : float
-        Seconds since the epoch: of a waiting one, when it may be sent; of a stored one, when its commitment is asked
-        for again.
+        Seconds since the epoch: of a waiting one, when it may be sent, below 0 where a person asked for it; of a
+        stored one, when its commitment is asked for again.
     error : str or None
         Why the last transfer did not succeed.
     transaction_uid : str or None
@@ -171,6 +172,16 @@ def next_due(connection: sqlite3.Connection, destination: str) -> float | None:
     return due
 
 
+def has_urgent(connection: sqlite3.Connection, destination: str) -> bool:
+    """Whether a person asked for a result to be sent at once, whatever pause its destination is in."""
+    return bool(
+        connection.execute(
+            "SELECT EXISTS (SELECT 1 FROM deliveries WHERE destination = ? AND state = 'waiting' AND not_before < 0)",
+            (destination,),
+        ).fetchone()[0]
+    )
+
+
 def mark_stored(connection: sqlite3.Connection, delivery: Delivery, now: float) -> None:
     """The destination has it."""
     connection.execute(
@@ -252,8 +263,8 @@ def mark_lost(
     """The destination has it not, and gets it again; empty where the transaction did not ask for it."""
     return fetch_deliveries(
         connection,
-        "UPDATE deliveries SET state = 'waiting', not_before = 0, transaction_uid = NULL, stored_at = NULL, error = ? "
-        "WHERE transaction_uid = ? AND sop_instance_uid = ? AND state = 'stored' RETURNING *",
+        "UPDATE deliveries SET state = 'waiting', not_before = 0, transaction_uid = NULL, stored_at = NULL, "
+        "error = ? WHERE transaction_uid = ? AND sop_instance_uid = ? AND state = 'stored' RETURNING *",
         *(error, transaction_uid, sop_instance_uid),
     )
 
