@@ -67,6 +67,17 @@ class Gpu:
     driver: Any
     context: Any
 
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """Make the context current in this thread; what the driver refuses inside is a KernelError."""
+        self.context.push()
+        try:
+            yield
+        except self.driver.Error as error:
+            raise KernelError(f"{self.name} fails: {str(error).splitlines()[0]}; see what nvidia-smi says") from error
+        finally:
+            self.driver.Context.pop()
+
     def load(self, binary: bytes) -> Any:
         """Load a cubin, fatbin or PTX; it has ``get_function(name)`` and lives as long as it is referred to."""
         # pycuda binds a module to the context on top of its own stack, whatever is current for the driver.
@@ -79,6 +90,10 @@ class Gpu:
     def upload(self, array: np.ndarray[Any, Any]) -> Any:
         """Copy an array into new memory of the current context; ``int()`` of the result is its address."""
         return self.driver.to_device(np.ascontiguousarray(array))
+
+    def fill(self, memory: Any, array: np.ndarray[Any, Any]) -> None:
+        """Copy an array into memory of `upload` or `allocate` of its size."""
+        self.driver.memcpy_htod(memory, np.ascontiguousarray(array))
 
     def download(self, memory: Any, into: np.ndarray[Any, Any]) -> None:
         """Copy memory of `upload` or `allocate` into an array, after what was started on the default stream."""

@@ -43,9 +43,11 @@ class LaunchGraph:
 def why_not_graphs() -> str | None:
     """Return why no graph can be recorded here, or None."""
     try:
-        importlib.import_module(_MODULE)
-    except (ImportError, OSError) as error:
+        importlib.import_module(_MODULE).cuDriverGetVersion()
+    except ImportError as error:
         return f"no cuda-bindings for CUDA graphs ({error}): run pip install 'unetx-opt[cuda]'"
+    except (OSError, RuntimeError) as error:  # what the bindings raise where the driver's library is not found
+        return f"cuda-bindings find no NVIDIA driver ({str(error).splitlines()[0]}): install one"
     return None
 
 

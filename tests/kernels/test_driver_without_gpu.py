@@ -17,9 +17,6 @@ import pytest
 from unetx_kernels import binaries, driver, nvcc
 from unetx_kernels.attention_gate import launch
 from unetx_kernels.attention_gate.launch import TILES, GateKernels, block_count, choose_tile
-from unetx_kernels.dense_crf import launch as crf_launch
-from unetx_kernels.dense_crf.inference import infer_on_gpu
-from unetx_kernels.dense_crf.reference import Energies
 from unetx_kernels.driver import DeviceArray, Gpu, device_array
 from unetx_kernels.errors import KernelError
 
@@ -290,41 +287,3 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path) -> None:
     program.chmod(0o755)
     with pytest.raises(KernelError, match=r"kernel.cu\(1\): error: no"):
         nvcc.compile_source(program, nvcc.Compilation(tmp_path / "kernel.cu", "sm_86"))
-
-
-def test_the_crf_of_an_image_is_uploaded_computed_and_fetched_by_a_recording_driver(
-    fake_driver: FakeDriver, calls: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uploaded: list[np.ndarray[Any, Any]] = []
-    fetched: list[int] = []
-
-    def to_device(array: np.ndarray[Any, Any]) -> int:
-        uploaded.append(array)
-        return 1000 + len(uploaded)
-
-    def memcpy_dtoh(into: np.ndarray[Any, Any], memory: int) -> None:
-        fetched.append(memory)
-        into[:] = 0.5
-
-    for name, function in {
-        "to_device": to_device,
-        "mem_alloc": lambda size: size,
-        "memcpy_dtoh": memcpy_dtoh,
-    }.items():
-        monkeypatch.setattr(fake_driver, name, function, raising=False)
-    monkeypatch.setattr(crf_launch, "module_binary", launch.module_binary)
-    logits, image = np.zeros((3, 6, 5)), np.full((6, 5), 9, dtype=np.uint8)
-    found = infer_on_gpu(logits, image, Energies(3.0, 3.0, 80.0, 13.0, 10.0), 2)
-    assert (found == 0.5).all()
-    source, *kernels = [call[0] for call in calls]
-    assert source == "dense_crf.cu"
-    iteration = ["crf_smooth_rows", "crf_splat", "crf_blur_nodes", "crf_blur_nodes", "crf_update"]
-    norms = ["crf_smooth_rows", "crf_scale", "crf_splat", "crf_blur_nodes", "crf_blur_nodes", "crf_scale"]
-    assert kernels == [*norms, "crf_start", *iteration, *iteration]
-    # The last update alone writes the result: after logits and image, 3 x 6 x 5 float32.
-    results = [[argument.item() for argument in call[1]][12] for call in calls if call[0] == "crf_update"]
-    assert results == [0, 360]
-    assert fetched == [360]
-    assert uploaded[-2].dtype == np.float32
-    with pytest.raises(KernelError, match=r"expected \(K, H, W\) and uint8"):
-        infer_on_gpu(logits, image[1:], Energies(3.0, 3.0, 80.0, 13.0, 10.0), 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import sys
@@ -34,6 +35,7 @@ class RecordingBindings(ModuleType):
         for name in ("StreamBeginCapture", "StreamEndCapture", "GraphInstantiate", "GraphDestroy", "GraphLaunch"):
             setattr(self, f"cu{name}", call(f"cu{name}"))
         self.cuGraphExecDestroy = call("cuGraphExecDestroy")
+        self.cuDriverGetVersion = lambda: (0, 13000)
 
 
 def _gpu() -> Gpu:
@@ -94,9 +96,19 @@ def test_without_the_bindings_the_reason_names_the_extra(monkeypatch: pytest.Mon
         record_graph(_gpu(), lambda stream: None)
 
 
+def test_without_a_driver_the_reason_says_so() -> None:
+    pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings")
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        assert "find no NVIDIA driver" in str(why_not_graphs())
+    else:
+        assert why_not_graphs() is None
+
+
 def test_the_names_that_are_used_are_those_of_the_real_bindings() -> None:
     real = pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings")
     used = [name for name in vars(RecordingBindings()) if name.startswith("cu")]
-    assert len(used) == 6
+    assert len(used) == 7
     assert all(callable(getattr(real, name)) for name in used)
     assert int(real.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED) == 2

@@ -78,7 +78,9 @@ def test_an_unknown_backend_lists_those_there_are() -> None:
 
 
 def test_the_table_of_backends_is_read_only() -> None:
-    assert {name: row.name for name, row in BACKENDS.items()} == {"grid": "grid", "pydensecrf": "pydensecrf"}
+    assert {name: row.name for name, row in BACKENDS.items()} == {
+        name: name for name in ("grid", "pydensecrf", "cuda")
+    }
     with pytest.raises(TypeError):
         BACKENDS["other"] = BACKENDS["grid"]  # type: ignore[index]
 

@@ -33,10 +33,14 @@ from unetx_opt.specs import InputContract
 SIDE = 40
 CONTRACT = InputContract(height=SIDE, width=SIDE)
 PARAMETERS = CrfParameters(1.5, 2.0, 6.0, 25.0, 4.0, iterations=3)
-needs_grid, needs_peer = (
+needs_grid, needs_peer, needs_cuda = (
     pytest.mark.skipif(row.why_not() is not None, reason=str(row.why_not())) for row in BACKENDS.values()
 )
-EACH = [pytest.param("grid", marks=needs_grid), pytest.param("pydensecrf", marks=needs_peer)]
+EACH = [
+    pytest.param("grid", marks=needs_grid),
+    pytest.param("pydensecrf", marks=needs_peer),
+    pytest.param("cuda", marks=needs_cuda),
+]
 
 
 def film(height: int, width: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint16]]:
@@ -220,7 +224,7 @@ def test_a_step_that_cannot_run_is_one_clear_line(name: str, parameters: dict[st
 
 
 def test_an_unknown_backend_lists_the_known_ones() -> None:
-    with pytest.raises(SpecError, match="unknown CRF backend 'gpu', expected one of grid, pydensecrf"):
+    with pytest.raises(SpecError, match="unknown CRF backend 'gpu', expected one of grid, pydensecrf, cuda"):
         make_refiner("dense_crf", WHOLE, CONTRACT, "gpu")
 
 

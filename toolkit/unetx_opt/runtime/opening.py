@@ -99,10 +99,12 @@ def open_refiner(manifest: Manifest) -> Refiner | None:
     """
     if manifest.postprocess is None:
         return None
+    from unetx_opt.imaging.dense_crf import preferred_backend
     from unetx_opt.imaging.refinement import make_refiner
 
+    step = manifest.postprocess
     try:
-        return make_refiner(manifest.postprocess.name, manifest.postprocess.parameters, manifest.input)
+        return make_refiner(step.name, step.parameters, manifest.input, preferred_backend())
     except SpecError as error:
         raise BundleError(f"the bundle's masks cannot be made here: {error}") from error
 

@@ -15,7 +15,7 @@ from unetx_opt.errors import SpecError
 from unetx_opt.imaging.dense_crf.parameters import CrfParameters, CrfProblem, check_problem
 from unetx_opt.optional import EXTRAS, find
 
-__all__ = ["BACKENDS", "CrfBackend", "Refinement", "refine"]
+__all__ = ["BACKENDS", "CrfBackend", "Refinement", "preferred_backend", "refine"]
 
 _PACKAGE: Final = "unetx_opt.imaging.dense_crf"
 
@@ -30,28 +30,31 @@ class CrfBackend:
         What a caller asks for.
     summary : str
         What it is, for a listing.
-    module : str
-        The optional package that it needs.
+    why_not : callable
+        Says what keeps the backend from running here; None where nothing does.
     loader : str
         ``module:function`` of ``(CrfProblem) -> (K, H, W) float32`` probabilities.
     """
 
     name: str
     summary: str
-    module: str
+    why_not: Callable[[], str | None]
     loader: str
 
-    def why_not(self) -> str | None:
-        """Say what keeps the backend from running here; None where nothing does."""
-        if find(self.module):
-            return None
-        return f"{self.module} is not installed: run pip install 'unetx-opt[{EXTRAS[self.module]}]'"
-
     def infer(self, problem: CrfProblem) -> NDArray[np.float32]:
-        """Return (K, H, W) probabilities; a missing package is a MissingPackageError."""
+        """Return (K, H, W) probabilities; a MissingPackageError or an EngineError says what lacks."""
         module, _, function = self.loader.partition(":")
         run = cast(Callable[[CrfProblem], NDArray[np.float32]], getattr(importlib.import_module(module), function))
         return run(problem)
+
+
+def _why_not_package(module: str) -> str | None:
+    return None if find(module) else f"{module} is not installed: run pip install 'unetx-opt[{EXTRAS[module]}]'"
+
+
+def _why_not_cuda() -> str | None:
+    inference = importlib.import_module("unetx_kernels.dense_crf.inference")
+    return cast(str | None, inference.why_not_on_gpu())
 
 
 def _table(*rows: CrfBackend) -> Mapping[str, CrfBackend]:
@@ -62,11 +65,27 @@ def _table(*rows: CrfBackend) -> Mapping[str, CrfBackend]:
 
 
 BACKENDS: Final = _table(
-    CrfBackend("grid", "bilateral grid, compiled for this processor", "numba", f"{_PACKAGE}.mean_field:infer_grid"),
     CrfBackend(
-        "pydensecrf", "permutohedral lattice, the usual implementation", "pydensecrf", f"{_PACKAGE}.peer:infer_peer"
+        "grid",
+        "bilateral grid, compiled for this processor",
+        lambda: _why_not_package("numba"),
+        f"{_PACKAGE}.mean_field:infer_grid",
     ),
+    CrfBackend(
+        "pydensecrf",
+        "permutohedral lattice, the usual implementation",
+        lambda: _why_not_package("pydensecrf"),
+        f"{_PACKAGE}.peer:infer_peer",
+    ),
+    CrfBackend("cuda", "the bilateral grid on an NVIDIA GPU", _why_not_cuda, f"{_PACKAGE}.cuda:infer_cuda"),
 )
+# Both compute the same grid. The last is named where neither runs, so that its reason is the one to act on.
+_PREFERRED: Final = ("cuda", "grid")
+
+
+def preferred_backend() -> str:
+    """Return the name of the backend that is fastest on this host: the GPU's where there is one, else the grid."""
+    return next((name for name in _PREFERRED if BACKENDS[name].why_not() is None), _PREFERRED[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +141,8 @@ def refine(
         The image is not 8-bit grey of the logits' size.
     MissingPackageError
         The backend's package is not installed.
+    EngineError
+        The backend's GPU cannot be used.
     """
     if backend not in BACKENDS:
         raise SpecError(f"unknown CRF backend {backend!r}, expected one of {', '.join(BACKENDS)}")
