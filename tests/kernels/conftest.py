@@ -20,8 +20,7 @@ from unetx_kernels.attention_gate import launch
 from unetx_kernels.dense_crf import launch as crf_launch
 from unetx_kernels.dense_crf.plan import CrfPlan
 
-TILE = (8, 2)  # threads of a block along x and y; small, so that small images have several tiles
-ROWS = {3: 2, 5: 1, 7: 1}  # pixels of a thread of the forward pass, by window
+TILE = (16, 4)  # threads of a block along x and y: two warps; small, so that small images have several tiles
 SHIM = Path(__file__).with_name("shim")
 KERNELS = ("crf_start", "crf_smooth_rows", "crf_splat", "crf_blur_nodes", "crf_scale", "crf_update")
 COMMAND = ("-std=c++17", "-O1", "-g", "-w", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -73,7 +72,7 @@ class HostGates:
     def forward(
         self, case: GateCase, defect: int = 0
     ) -> tuple[subprocess.CompletedProcess[bytes], NDArray[Any] | None]:
-        rows = 1 if case.window == 0 else ROWS[case.window]
+        rows = 1 if case.window == 0 else launch.pixels_per_thread(case.window, half=case.half)
         done = self._run(case, int(case.window == 0), rows, case.tensors(), defect)
         return done, self._outputs(case, done, (case.channels,))[0] if done.returncode == 0 else None
 

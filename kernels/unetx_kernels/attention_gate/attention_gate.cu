@@ -7,10 +7,11 @@
 // theta, phi, projections: D channels; values, residual, out: C channels. Nothing but inputs and the output is in
 // global memory: the K * K weights of a pixel live in registers, so one softmax over registers does what an online
 // softmax would.
+#include "matrix_gate.cuh"
 #include "tile.cuh"
 
 template <typename T, bool CHANNELS_LAST, int K, int ROWS>
-__device__ void neighbourhood_gate(const T* __restrict__ theta,     // (N, D, H, W) or (N, H, W, D)
+__device__ void neighbourhood_gate_by_threads(const T* __restrict__ theta,     // (N, D, H, W) or (N, H, W, D)
                                    const T* __restrict__ phi,       // as theta
                                    const T* __restrict__ values,    // (N, C, H, W) or (N, H, W, C)
                                    const T* __restrict__ residual,  // as values, or null
@@ -86,11 +87,24 @@ __device__ void additive_gate(const T* __restrict__ values,            // (N, C,
   }
 }
 
-// The K * K weights of a pixel stay in registers: two pixels a thread where they fit without spilling, else one.
+// fp32 has no products on the tensor cores that keep its accuracy.
+template <typename T, bool CHANNELS_LAST, int K, int ROWS>
+__device__ void neighbourhood_gate(const T* __restrict__ theta, const T* __restrict__ phi, const T* __restrict__ values,
+                                   const T* __restrict__ residual, T* __restrict__ out, int images, int hidden,
+                                   Shape shape, int dilation, float scale) {
+  if constexpr (sizeof(T) == sizeof(half))
+    neighbourhood_gate_by_matrices<CHANNELS_LAST, K>(theta, phi, values, residual, out, images, hidden, shape, dilation,
+                                                     scale);
+  else
+    neighbourhood_gate_by_threads<T, CHANNELS_LAST, K, ROWS>(theta, phi, values, residual, out, images, hidden, shape,
+                                                             dilation, scale);
+}
+
+// The K * K weights of a pixel stay in registers: in fp32 two pixels a thread where they fit without spilling, else one.
 // The least number of blocks on a multiprocessor is what keeps ptxas from spilling: without it sm_90 trades spills for
 // occupancy in K = 5, with it sm_75 spills in K = 7, where 0 leaves the choice to ptxas.
 #define UNETX_NEIGHBOURHOOD(NAME, T, CHANNELS_LAST, K, ROWS)                                                          \
-  extern "C" __global__ void __launch_bounds__(THREADS, K == 7 ? 0 : 2)                                \
+  extern "C" __global__ void __launch_bounds__(THREADS, K == 7 ? 0 : 2)                               \
       NAME(const T* __restrict__ theta,    /* (N, D, H, W) or (N, H, W, D) */                                        \
            const T* __restrict__ phi,      /* as theta */                                                            \
            const T* __restrict__ values,   /* (N, C, H, W) or (N, H, W, C) */                                        \

@@ -23,12 +23,13 @@ __all__ = [
     "Tile",
     "block_count",
     "choose_tile",
+    "pixels_per_thread",
     "tile_macros",
 ]
 
 FORWARD_SOURCE: Final = Path(__file__).with_name("attention_gate.cu")
 BACKWARD_SOURCE: Final = Path(__file__).with_name("backward.cu")
-#: Window -> pixels below one another that a thread of the forward pass owns; as in the entry points of the source.
+#: Window -> pixels below one another that a thread of the fp32 forward pass owns; as in the entry points of the source.
 ROWS_PER_THREAD: Final = {3: 2, 5: 1, 7: 1}
 #: Type and layout -> UNETX_FORMAT of the sources.
 FORMATS: Final = {"f32_nchw": 1, "f32_nhwc": 2, "f16_nchw": 3, "f16_nhwc": 4}
@@ -59,6 +60,11 @@ def choose_tile(width_px: int, dilation: int = 1) -> Tile:
 def tile_macros(tile: Tile) -> Mapping[str, int]:
     """Return the macros of the sources that make a tile's module."""
     return {"UNETX_TILE_WIDTH": tile.width, "UNETX_TILE_HEIGHT": tile.height}
+
+
+def pixels_per_thread(window: int, *, half: bool) -> int:
+    """Return the pixels below one another that a thread of the forward pass owns; a warp of fp16 owns 2 x 16."""
+    return 1 if half else ROWS_PER_THREAD[window]
 
 
 def block_count(shape: tuple[int, ...], rows: int, dilation: int, tile: Tile) -> int:
@@ -115,7 +121,8 @@ class GateKernels:
         KernelError
             Shapes, types or layouts differ, or window or dilation is out of range.
         """
-        call = _Call.of(inputs, window, dilation, ROWS_PER_THREAD)
+        half = inputs[2].dtype == "f16"
+        call = _Call.of(inputs, window, dilation, {k: pixels_per_thread(k, half=half) for k in ROWS_PER_THREAD})
         _check_same("values, out and residual", inputs[2], out, *([] if residual is None else [residual]))
         function = self._function(FORWARD_SOURCE, call.name("neighbourhood_gate"), call)
         self.gpu.launch(function, call.blocks, call.block, (*inputs, residual, out, *call.numbers), stream)

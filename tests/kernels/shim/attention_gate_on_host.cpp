@@ -5,6 +5,7 @@
 // width, dilation, coarse_height, coarse_width, has_residual, shift (elements by which every pointer is off a
 // 16-byte border), blocks; float number (scale or psi_bias); then the tensors in the order of the kernel's arguments.
 #include "cuda_on_host.h"
+#include "warp_on_host.h"
 
 // Chosen by the first argument, so that one program serves every test.
 static int planted_defect = 0;
