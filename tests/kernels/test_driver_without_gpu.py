@@ -153,7 +153,7 @@ def test_a_launch_passes_pointers_and_sizes_in_the_order_of_the_kernel_to_a_reco
     _kernels().neighbourhood((hidden, hidden, values), values, 5, dilation=2)
     (source, macros, narrow), (name, arguments, options) = calls
     assert (source, narrow) == ("attention_gate.cu", {"UNETX_FORMAT": 3, "UNETX_WINDOW": 5})
-    assert macros == {"UNETX_TILE_WIDTH": 16, "UNETX_TILE_HEIGHT": 8}
+    assert macros == {"UNETX_TILE_WIDTH": 16, "UNETX_TILE_HEIGHT": 8, "UNETX_STAGES": 2}
     assert name == "neighbourhood_gate_f16_nchw_k5"
     assert [argument.item() for argument in arguments] == [16, 16, 48, 0, 48, 2, 4, 9, 33, 40, 2, 0.5]
     assert [argument.dtype.name for argument in arguments] == ["uint64"] * 5 + ["int32"] * 6 + ["float32"]

@@ -104,7 +104,7 @@ __device__ void neighbourhood_gate(const T* __restrict__ theta, const T* __restr
 // The least number of blocks on a multiprocessor is what keeps ptxas from spilling: without it sm_90 trades spills for
 // occupancy in K = 5, with it sm_75 spills in K = 7, where 0 leaves the choice to ptxas.
 #define UNETX_NEIGHBOURHOOD(NAME, T, CHANNELS_LAST, K, ROWS)                                                          \
-  extern "C" __global__ void __launch_bounds__(THREADS, K == 7 ? 0 : 2)                               \
+  extern "C" __global__ void __launch_bounds__(THREADS, K == 7 ? 0 : BLOCKS)                               \
       NAME(const T* __restrict__ theta,    /* (N, D, H, W) or (N, H, W, D) */                                        \
            const T* __restrict__ phi,      /* as theta */                                                            \
            const T* __restrict__ values,   /* (N, C, H, W) or (N, H, W, C) */                                        \
@@ -116,7 +116,7 @@ __device__ void neighbourhood_gate(const T* __restrict__ theta, const T* __restr
   }
 
 #define UNETX_ADDITIVE(NAME, T, CHANNELS_LAST)                                                                        \
-  extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                           \
+  extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                                           \
       NAME(const T* __restrict__ values,           /* (N, C, H, W) or (N, H, W, C) */                                \
            const T* __restrict__ projected_skip,   /* (N, D, H, W) or (N, H, W, D) */                                \
            const T* __restrict__ projected_coarse, /* (N, D, h, w) or (N, h, w, D) */                                \

@@ -69,7 +69,7 @@ __device__ void key_gradient(const T* __restrict__ theta,         // (N, D, H, W
 }
 
 #define UNETX_QUERY_GRADIENT(NAME, T, CHANNELS_LAST, K)                                                             \
-  extern "C" __global__ void __launch_bounds__(THREADS, K == 7 ? 1 : 2)                                             \
+  extern "C" __global__ void __launch_bounds__(THREADS, K == 7 ? BLOCKS / 2 : BLOCKS)                                             \
       NAME(const T* __restrict__ theta,    /* (N, D, H, W) or (N, H, W, D) */                                       \
            const T* __restrict__ phi,      /* as theta */                                                           \
            const T* __restrict__ values,   /* (N, C, H, W) or (N, H, W, C) */                                       \
@@ -83,7 +83,7 @@ __device__ void key_gradient(const T* __restrict__ theta,         // (N, D, H, W
   }
 
 #define UNETX_KEY_GRADIENT(NAME, T, CHANNELS_LAST, K)                                                               \
-  extern "C" __global__ void __launch_bounds__(THREADS, K == 7 ? 1 : 2)                                             \
+  extern "C" __global__ void __launch_bounds__(THREADS, K == 7 ? BLOCKS / 2 : BLOCKS)                                             \
       NAME(const T* __restrict__ theta,        /* (N, D, H, W) or (N, H, W, D) */                                   \
            const T* __restrict__ phi,          /* as theta */                                                       \
            const T* __restrict__ values,       /* (N, C, H, W) or (N, H, W, C) */                                   \

@@ -29,21 +29,24 @@ __all__ = [
 
 FORWARD_SOURCE: Final = Path(__file__).with_name("attention_gate.cu")
 BACKWARD_SOURCE: Final = Path(__file__).with_name("backward.cu")
-#: Window -> pixels below one another that a thread of the fp32 forward pass owns; as in the entry points of the source.
+#: Window -> pixels below one another that a thread of the fp32 forward pass owns; as in the source's entry points.
 ROWS_PER_THREAD: Final = {3: 2, 5: 1, 7: 1}
 #: Type and layout -> UNETX_FORMAT of the sources.
 FORMATS: Final = {"f32_nchw": 1, "f32_nhwc": 2, "f16_nchw": 3, "f16_nhwc": 4}
 _ADDITIVE: Final = 0
 _MOST_BLOCKS: Final = 2**31 - 1
+#: The fp16 kernels find elements within an image by 32 bits.
+_MOST_ELEMENTS: Final = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Threads of a block along both axes, and the narrowest image that it is for."""
+    """Threads of a block along both axes, the narrowest image that it is for, and buffers of the fp16 kernels."""
 
     width: int
     height: int
     from_width_px: int
+    stages: int = 2
 
 
 #: By reasoning, not yet by measurement: rows of 32 threads read whole cache lines; an image that is narrower would
@@ -59,7 +62,7 @@ def choose_tile(width_px: int, dilation: int = 1) -> Tile:
 
 def tile_macros(tile: Tile) -> Mapping[str, int]:
     """Return the macros of the sources that make a tile's module."""
-    return {"UNETX_TILE_WIDTH": tile.width, "UNETX_TILE_HEIGHT": tile.height}
+    return {"UNETX_TILE_WIDTH": tile.width, "UNETX_TILE_HEIGHT": tile.height, "UNETX_STAGES": tile.stages}
 
 
 def pixels_per_thread(window: int, *, half: bool) -> int:
@@ -85,10 +88,13 @@ class GateKernels:
         Where they run.
     cache : pathlib.Path
         Folder for kernels that are compiled at their first use.
+    tile : Tile or None
+        For every image, in place of the one that its width asks for.
     """
 
     gpu: Gpu
     cache: Path
+    tile: Tile | None = None
     _modules: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def neighbourhood(
@@ -122,7 +128,8 @@ class GateKernels:
             Shapes, types or layouts differ, or window or dilation is out of range.
         """
         half = inputs[2].dtype == "f16"
-        call = _Call.of(inputs, window, dilation, {k: pixels_per_thread(k, half=half) for k in ROWS_PER_THREAD})
+        rows = {k: pixels_per_thread(k, half=half) for k in ROWS_PER_THREAD}
+        call = _Call.of(inputs, window, dilation, rows, self.tile)
         _check_same("values, out and residual", inputs[2], out, *([] if residual is None else [residual]))
         function = self._function(FORWARD_SOURCE, call.name("neighbourhood_gate"), call)
         self.gpu.launch(function, call.blocks, call.block, (*inputs, residual, out, *call.numbers), stream)
@@ -159,7 +166,7 @@ class GateKernels:
         """
         _check_same("values and gradients", inputs[2], gradient, outputs[2])
         _check_same("theta, phi and their gradients", inputs[0], *outputs[:2])
-        call = _Call.of(inputs, window, dilation, dict.fromkeys(ROWS_PER_THREAD, 1))
+        call = _Call.of(inputs, window, dilation, dict.fromkeys(ROWS_PER_THREAD, 1), self.tile)
         pixels = (inputs[2].shape[0], 1, *inputs[2].shape[2:])
         for array in scratch:
             if (array.shape, array.dtype) != (pixels, "f32"):
@@ -248,7 +255,11 @@ class _Call:
 
     @staticmethod
     def of(
-        inputs: tuple[DeviceArray, DeviceArray, DeviceArray], window: int, dilation: int, rows: Mapping[int, int]
+        inputs: tuple[DeviceArray, DeviceArray, DeviceArray],
+        window: int,
+        dilation: int,
+        rows: Mapping[int, int],
+        tile: Tile | None = None,
     ) -> _Call:
         """Check the inputs of a neighbourhood gate and lay out its grid."""
         theta, phi, values = inputs
@@ -259,7 +270,9 @@ class _Call:
         if (theta.shape[0], *theta.shape[2:]) != pixels:
             raise KernelError(f"theta is {theta} and values {values}: expected the same pixels")
         images, channels, height, width = values.shape
-        tile = choose_tile(width, dilation)
+        if values.dtype == "f16" and max(channels, theta.shape[1]) * height * width > _MOST_ELEMENTS:
+            raise KernelError(f"values is {values}: expected at most {_MOST_ELEMENTS} elements of one image in fp16")
+        tile = tile or choose_tile(width, dilation)
         blocks = _checked_blocks(block_count(values.shape, rows[window], dilation, tile), values)
         hidden = theta.shape[1]
         numbers = (images, hidden, channels, height, width, dilation, 1.0 / math.sqrt(hidden))

@@ -5,7 +5,7 @@
 // picking the window's out. The weights never leave the registers: what the first product leaves in a lane is what the
 // second one takes from it.
 //
-// Shared memory holds 16 channels of the tile with its halo, in STAGES buffers: phi's channels, then those of values, each
+// Shared memory holds 16 channels of the tile with its halo, in two or more buffers: phi's channels, then those of values, each
 // filled while earlier ones are worked on. It lies there as in global memory, (channel, row, column) or (row, column,
 // channel), and the matrices are transposed on their way into registers where needed.
 //
@@ -16,10 +16,9 @@
 #include "warp.cuh"
 
 #ifndef UNETX_STAGES
-#define UNETX_STAGES 2  // buffers in shared memory
+#define UNETX_STAGES 2  // buffers in shared memory, where they fit into the 48 KiB that a kernel has without asking
 #endif
 
-constexpr int STAGES = UNETX_STAGES;
 constexpr int DEPTH = 16;         // channels of one buffer: what one product of the tensor cores takes
 constexpr int MARGIN = 4;         // columns before the tile: at least K / 2, and 8 bytes keep the alignment
 constexpr int PATCH_WIDTH = 16;   // pixels of a warp
@@ -352,6 +351,7 @@ __device__ void neighbourhood_gate_by_matrices(const half* __restrict__ theta,  
                                                half* __restrict__ out,             // as values
                                                int images, int hidden, Shape shape, int dilation, float scale) {
   using Gate = MatrixGate<CHANNELS_LAST, K>;
+  constexpr int STAGES = UNETX_STAGES * sizeof(typename Gate::Buffer) <= 48 * 1024 ? UNETX_STAGES : 2;
   __shared__ typename Gate::Buffer buffers[STAGES];
   const Window<half, CHANNELS_LAST, K, 1> block(shape.height, shape.width, dilation);
   if (block.tile.image >= images) return;  // the whole block, so no barrier is left waiting

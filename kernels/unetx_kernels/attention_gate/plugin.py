@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from unetx_kernels.attention_gate.launch import ROWS_PER_THREAD, Tile, choose_tile, tile_macros
+from unetx_kernels.attention_gate.launch import ROWS_PER_THREAD, Tile, choose_tile, pixels_per_thread, tile_macros
 from unetx_kernels.binaries import COMPILERS, cached_binary, why_not_compile
 from unetx_kernels.errors import KernelError
 from unetx_kernels.nvcc import Compilation
@@ -55,4 +55,4 @@ def compile_plugin(window: int, *, half: bool, width_px: int, cache: Path) -> Pl
     macros = {"UNETX_PLUGIN_WINDOW": window, "UNETX_PLUGIN_HALF": int(half), "UNETX_FORMAT": _NO_ENTRY}
     wanted = Compilation(SOURCE, "compute_75", {**tile_macros(tile), **macros})
     compiler = next(row for row in COMPILERS if row.why_not() is None)
-    return PluginKernel(cached_binary(compiler, wanted, cache).decode(), tile, ROWS_PER_THREAD[window])
+    return PluginKernel(cached_binary(compiler, wanted, cache).decode(), tile, pixels_per_thread(window, half=half))

@@ -40,6 +40,8 @@
 constexpr int TILE_WIDTH = UNETX_TILE_WIDTH;
 constexpr int TILE_HEIGHT = UNETX_TILE_HEIGHT;
 constexpr int THREADS = TILE_WIDTH * TILE_HEIGHT;
+// Blocks that a multiprocessor shall have room for: 65536 registers are 128 for each of 512 threads.
+constexpr int BLOCKS = THREADS < 512 ? 512 / THREADS : 1;
 constexpr int CHUNK = 8;          // channels that the tile in shared memory holds at once
 constexpr int PAIRS = CHUNK / 2;  // they lie there in pairs, so that one read feeds two channels
 constexpr float LOG2_E = 1.4426950408889634f;

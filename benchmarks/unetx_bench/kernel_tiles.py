@@ -1,0 +1,106 @@
+"""Which tile and how many buffers suit the fp16 gate on this machine's GPU: what the launcher's table is made from.
+
+    python -m unetx_bench.kernel_tiles -o tiles.json
+
+Every candidate computes the gate once against the one that the launcher takes now, then all are timed in turns.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from unetx_bench.device_time import CACHES, samples_ms
+from unetx_bench.errors import MeasurementError
+from unetx_bench.kernel_peers import GateInputs, make_inputs
+from unetx_kernels.attention_gate.launch import GateKernels, Tile
+from unetx_kernels.binaries import default_cache
+from unetx_kernels.driver import device_array, primary_context, why_not
+from unetx_kernels.errors import KernelError
+from unetx_opt.files import write_file
+from unetx_opt.optional import require
+
+__all__ = ["CANDIDATES", "SHAPES", "main"]
+
+CANDIDATES: Final = tuple(
+    Tile(width, height, 0, stages)
+    for width, height in ((32, 8), (16, 8), (16, 16), (32, 4), (64, 4))
+    for stages in (2, 3)
+)
+#: (N, C, H, W), with D = C / 4: shapes of the benchmark, and levels of the network at width 64 and 512 x 512.
+SHAPES: Final = ((1, 64, 256, 256), (8, 64, 512, 512), (1, 64, 512, 512), (1, 128, 256, 256), (1, 512, 64, 64))
+WINDOWS: Final = (3, 5, 7)
+_TOLERANCE: Final = 2e-3
+_ROUNDS: Final = 3
+_SAMPLES: Final = 20
+
+
+def time_tiles(
+    gpu: Any, shapes: tuple[tuple[int, int, int, int], ...], cache: Path, *, channels_last: bool
+) -> list[dict[str, Any]]:
+    """Time every candidate that can be compiled, for every shape and window."""
+    rows = []
+    for shape in shapes:
+        for window in WINDOWS:
+            inputs = make_inputs(shape, shape[1] // 4, window, channels_last=channels_last)
+            runs: dict[Tile, Any] = {}
+            for tile in CANDIDATES:
+                row: dict[str, Any] = {"shape": shape, "window": window, "channels_last": channels_last}
+                row |= {"tile": [tile.width, tile.height], "stages": tile.stages, "samples_ms": []}
+                try:
+                    runs[tile] = _checked_run(GateKernels(gpu, cache, tile), GateKernels(gpu, cache), inputs)
+                except KernelError as error:
+                    row["why_not"] = str(error)
+                rows.append(row)
+            of_shape = rows[-len(CANDIDATES) :]
+            for _ in range(_ROUNDS):
+                for tile, row in zip(CANDIDATES, of_shape, strict=True):
+                    if tile in runs:
+                        row["samples_ms"] += samples_ms(runs[tile], _SAMPLES)
+    return rows
+
+
+def _checked_run(kernels: GateKernels, usual: GateKernels, inputs: GateInputs) -> Any:
+    torch = require("torch", purpose="choosing tiles")
+    arrays = tuple(device_array(tensor) for tensor in inputs.tensors)
+    found, expected = torch.full_like(inputs.values, torch.nan), torch.empty_like(inputs.values)
+
+    def run() -> None:
+        kernels.neighbourhood(arrays, device_array(found), inputs.window)
+
+    run()
+    usual.neighbourhood(arrays, device_array(expected), inputs.window)
+    worst = float((found.float() - expected.float()).abs().max())
+    if not worst <= _TOLERANCE * float(expected.abs().max()):
+        raise MeasurementError(f"tile {kernels.tile} differs by {worst:.3g} for {tuple(inputs.values.shape)}")
+    return run
+
+
+@click.command()
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="JSON file.")
+@click.option("--channels-last", is_flag=True, help="Tensors in NHWC.")
+@click.option("--shapes", type=click.IntRange(1, len(SHAPES)), default=len(SHAPES), help="Only the first so many.")
+def main(output: Path, channels_last: bool, shapes: int) -> None:
+    """Time the tiles of the fp16 gate on this machine's GPU."""
+    reason = why_not()
+    if reason is not None:
+        raise click.ClickException(f"not measured: {reason}")
+    require("torch", purpose="choosing tiles").zeros(1, device="cuda")
+    try:
+        with primary_context() as gpu:
+            rows = time_tiles(gpu, SHAPES[:shapes], default_cache(), channels_last=channels_last)
+            record = {"device": gpu.name, "architecture": gpu.architecture, "caches": CACHES, "rows": rows}
+    except KernelError as error:
+        raise click.ClickException(str(error)) from error
+    write_file(output, json.dumps(record, indent=1).encode())
+    for row in rows:
+        took = f"{1000 * statistics.median(row['samples_ms']):9.1f} us" if row["samples_ms"] else row["why_not"]
+        click.echo(f"{row['shape']} k{row['window']} {row['tile']} x{row['stages']}: {took}")
+
+
+if __name__ == "__main__":
+    main()
