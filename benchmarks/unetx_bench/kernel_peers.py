@@ -71,7 +71,14 @@ def _taps(inputs: GateInputs) -> Gate:
 
 
 def _compiled(make: Callable[[GateInputs], Gate]) -> Callable[[GateInputs], Gate]:
-    return lambda inputs: require("torch", purpose=_PURPOSE).compile(make(inputs))
+    def make_compiled(inputs: GateInputs) -> Gate:
+        torch = require("torch", purpose=_PURPOSE)
+        # For this shape alone, as the kernel is: a compiler that has seen others makes code for any.
+        torch.compiler.reset()
+        gate: Gate = torch.compile(make(inputs), dynamic=False)
+        return gate
+
+    return make_compiled
 
 
 def _flex(inputs: GateInputs) -> Gate:

@@ -15,7 +15,6 @@ import json
 import re
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,27 +22,27 @@ import click
 import numpy as np
 
 from unetx_bench.device_time import CACHES, samples_ms
+from unetx_bench.kernel_crf import check_crf, time_crf
 from unetx_bench.kernel_peers import PEERS, GateInputs, make_inputs
 from unetx_kernels.attention_gate import operation, reference
-from unetx_kernels.binaries import default_cache, why_not_compile
-from unetx_kernels.dense_crf.launch import OpenPlan, open_plan
-from unetx_kernels.dense_crf.plan import plan_crf
-from unetx_kernels.dense_crf.reference import Energies, infer_mean_field
-from unetx_kernels.driver import DeviceArray, Gpu, device_array, primary_context, why_not
+from unetx_kernels.binaries import why_not_compile
+from unetx_kernels.driver import Gpu, primary_context, why_not
 from unetx_kernels.errors import KernelError
-from unetx_kernels.graphs import why_not_graphs
 from unetx_opt.errors import UnetxError
 from unetx_opt.files import write_file
 from unetx_opt.optional import find, require
 
 __all__ = ["main"]
 
-#: (N, C, H, W) and window, fp16; D is C / 4 as in the model.
+#: (N, C, H, W) and window, fp16; D is C / 4 as in the model. The first two are judged, beside every peer and with
+#: gradients.
 TIMED: Final = (((1, 64, 256, 256), 5), ((8, 64, 512, 512), 5), ((1, 64, 256, 256), 3), ((1, 64, 256, 256), 7))
+JUDGED: Final = 2
+#: What the others are timed beside.
+_FEW_PEERS: Final = ("fused", "unfold", "plain operations")
 CHECKED_SHAPES: Final = 60
 COPY_BYTES: Final = 2**30
 _PURPOSE: Final = "a kernel benchmark"
-_CRF_ENERGIES: Final = Energies(3.0, 3.0, 80.0, 13.0, 10.0)
 
 
 def check_gates(count: int) -> list[dict[str, Any]]:
@@ -72,49 +71,25 @@ def check_gates(count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def check_crf(gpu: Gpu) -> dict[str, Any]:
-    """Compare the CRF's kernels with the sum over all pairs of pixels, 48 x 48, and their graph with single launches.
-
-    Raises
-    ------
-    KernelError
-        More than one pixel in a hundred differs, or a bit between graph and launches.
-    """
-    logits, image = _scene(48)
-    energies = Energies(2.0, 2.0, 6.0, 25.0, 3.0)
-    exact = infer_mean_field(logits, image, energies, 5)
-    scene = _crf(gpu, logits, image, energies)
-    same = float(np.mean(scene.result(scene.infer).argmax(0) == exact.argmax(0)))
-    row = {"what": "crf", "size": 48, "same_labels": same}
-    if not same > 0.99:
-        raise KernelError(f"the CRF is wrong: {row}; expected more than 0.99 of the labels as in float64")
-    reason = why_not_graphs()
-    if reason is not None:
-        return {**row, "graph": reason}
-    graph = scene.record()
-    launched, replayed, again = (scene.result(run) for run in (scene.infer, graph.start, graph.start))
-    if not (np.array_equal(launched, replayed) and np.array_equal(replayed, again)):
-        raise KernelError("the CRF's graph gives other bits than its launches: expected the same")
-    return {**row, "graph": "bit-equal to single launches, twice"}
-
-
 def time_gates() -> list[dict[str, Any]]:
     """Time the gate and its peers, forward and with gradients, in milliseconds."""
     rows = []
-    for shape, window in TIMED:
+    for index, (shape, window) in enumerate(TIMED):
         inputs = make_inputs(shape, shape[1] // 4, window)
-        for name, make in PEERS.items():
-            for what in ("forward", "forward and backward"):
+        for name in PEERS if index < JUDGED else _FEW_PEERS:
+            for what in ("forward", "forward and backward") if index < JUDGED else ("forward",):
                 row: dict[str, Any] = {"name": name, "what": what, "shape": shape, "window": window}
-                row["bytes"] = inputs.moved_bytes
-                try:
-                    gate = make(inputs)
-                    run = functools.partial(gate, *inputs.tensors) if what == "forward" else _training(gate, inputs)
-                    row["samples_ms"], row["extra_bytes"] = samples_ms(run), _extra_bytes(run)
-                except Exception as error:  # a peer that does not run is a result, and any package may raise anything
-                    row["why_not"] = f"{type(error).__name__}: {str(error).splitlines()[:1]}"
-                rows.append(row)
+                rows.append({**row, "bytes": inputs.moved_bytes, **_timed(name, what, inputs)})
     return rows
+
+
+def _timed(name: str, what: str, inputs: GateInputs) -> dict[str, Any]:
+    try:
+        gate = PEERS[name](inputs)
+        run = functools.partial(gate, *inputs.tensors) if what == "forward" else _training(gate, inputs)
+        return {"samples_ms": samples_ms(run), "extra_bytes": _extra_bytes(run)}
+    except Exception as error:  # a peer that does not run is a result, and any package may raise anything
+        return {"why_not": f"{type(error).__name__}: {str(error).splitlines()[:1]}"}
 
 
 def time_copy() -> dict[str, Any]:
@@ -123,24 +98,6 @@ def time_copy() -> dict[str, Any]:
     source = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     return {"name": "copy", "bytes": 2 * COPY_BYTES, "samples_ms": samples_ms(lambda: target.copy_(source))}
-
-
-def time_crf(gpu: Gpu) -> list[dict[str, Any]]:
-    """Time the CRF at 512 x 512, five iterations, norms included, on the device only.
-
-    An image of one grey level is the hardest for the sums of a grid's node: all its pixels meet in one place.
-    """
-    rows = []
-    for what, classes, uniform in (("crf", 2, False), ("crf, one grey level", 2, True), ("crf, 8 classes", 8, False)):
-        logits, image = _scene(512, classes)
-        scene = _crf(gpu, logits, np.full_like(image, 128) if uniform else image, _CRF_ENERGIES)
-        ways = {"launches": scene.infer}
-        if why_not_graphs() is None:
-            ways = {"graph": scene.record().start, **ways}
-        for way, run in ways.items():
-            row = {"name": what, "by": way, "size": 512, "classes": classes, "iterations": 5}
-            rows.append({**row, "samples_ms": samples_ms(run)})
-    return rows
 
 
 def judge(gates: list[dict[str, Any]], copy: Mapping[str, Any], crf: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -152,7 +109,7 @@ def judge(gates: list[dict[str, Any]], copy: Mapping[str, Any], crf: Mapping[str
     }
     bandwidth = copy["bytes"] / statistics.median(copy["samples_ms"])
     verdicts = []
-    for shape, window in TIMED[:2]:
+    for shape, window in TIMED[:JUDGED]:
         key = ("forward", shape, window)
         fused = medians.get(("fused", *key))
         row = next(row for row in gates if row["name"] == "fused" and (row["what"], row["shape"]) == key[:2])
@@ -217,47 +174,6 @@ def _extra_bytes(run: Callable[[], object]) -> int:
     return int(torch.cuda.max_memory_allocated() - before)
 
 
-def _scene(side: int, classes: int = 2) -> tuple[Any, Any]:
-    random = np.random.default_rng(0)
-    y, x = np.mgrid[:side, :side]
-    bright = np.hypot(x - side / 2, y - side / 2) < side / 3
-    image = np.clip(np.where(bright, 170, 60) + random.normal(scale=8, size=(side, side)), 0, 255).astype(np.uint8)
-    logits = random.normal(scale=1.5, size=(classes, side, side))
-    logits[1] += np.where(bright, 1.0, -1.0)
-    return logits.astype(np.float32), image
-
-
-@dataclass(frozen=True, slots=True)
-class _Crf:
-    """A plan on the GPU with the memory that it reads and writes."""
-
-    opened: OpenPlan
-    out: Any
-    arrays: tuple[DeviceArray, DeviceArray, DeviceArray]
-    kept: tuple[Any, ...]
-
-    def infer(self) -> None:
-        self.opened.infer(*self.arrays)
-
-    def record(self) -> Any:
-        return self.opened.record(*self.arrays)
-
-    def result(self, run: Callable[[], object]) -> Any:
-        self.out.fill_(float("nan"))
-        run()
-        require("torch", purpose=_PURPOSE).cuda.synchronize()
-        return _host(self.out)
-
-
-def _crf(gpu: Gpu, logits: Any, image: Any, energies: Energies) -> _Crf:
-    torch = require("torch", purpose=_PURPOSE)
-    opened: OpenPlan = open_plan(gpu, plan_crf(image.shape, energies), len(logits), 5, default_cache())
-    given, pixels = torch.from_numpy(logits).cuda(), torch.from_numpy(image).cuda()
-    out = torch.empty_like(given)
-    first, second, third = (device_array(tensor) for tensor in (given, pixels, out))
-    return _Crf(opened, out, (first, second, third), (given, pixels))
-
-
 def _host(tensor: Any) -> Any:
     return tensor.double().cpu().numpy()
 
@@ -270,21 +186,32 @@ def _reason() -> str | None:
     return why_not() or why_not_compile()
 
 
-def _measure(gpu: Gpu, shapes: int, *, check_only: bool) -> dict[str, Any]:
+def _measure(gpu: Gpu, shapes: int, output: Path, *, check_only: bool) -> tuple[Path, dict[str, Any]]:
+    """Check and time; the record is on the disk after every step, so that one cut short keeps what it has."""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "pycuda", "numpy")}
     record: dict[str, Any] = {
         "device": gpu.name,
         "architecture": gpu.architecture,
         "driver_api": gpu.driver_version,
         "versions": versions,
-        "caches": CACHES,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "checked": [*check_gates(shapes), check_crf(gpu)],
+        "caches": CACHES,
     }
+    name = re.sub(r"[^A-Za-z0-9]+", "-", gpu.name).strip("-").lower()
+    path = output / f"{name}-{record['date'][:10]}{'-checked' if check_only else ''}.json"
+    output.mkdir(parents=True, exist_ok=True)
+
+    def keep(**found: Any) -> None:
+        record.update(found)
+        write_file(path, json.dumps(record, indent=1).encode())
+
+    keep(checked=[check_crf(gpu), *check_gates(shapes)])
     if not check_only:
-        gates, copy, crf = time_gates(), time_copy(), time_crf(gpu)
-        record |= {"timed": [copy, *gates, *crf], "verdicts": judge(gates, copy, crf[0])}
-    return record
+        copy, crf = time_copy(), time_crf(gpu)
+        keep(timed=[copy, *crf])
+        gates = time_gates()
+        keep(timed=[copy, *crf, *gates], verdicts=judge(gates, copy, crf[0]))
+    return path, record
 
 
 @click.command()
@@ -305,11 +232,7 @@ def main(output: Path, check_only: bool, shapes: int) -> None:
         raise click.ClickException(f"not measured: {lacking}")
     try:
         with primary_context() as gpu:
-            record = _measure(gpu, shapes, check_only=check_only)
-        name = re.sub(r"[^A-Za-z0-9]+", "-", str(record["device"])).strip("-").lower()
-        path = output / f"{name}-{str(record['date'])[:10]}{'-checked' if check_only else ''}.json"
-        output.mkdir(parents=True, exist_ok=True)
-        write_file(path, json.dumps(record, indent=1).encode())
+            path, record = _measure(gpu, shapes, output, check_only=check_only)
     except (KernelError, UnetxError) as error:
         raise click.ClickException(str(error)) from error
     for verdict in record.get("verdicts", []):
