@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from unetx_kernels.graphs import why_not_graphs
 
 from unetx_bench.device_time import samples_ms
 from unetx_kernels.binaries import default_cache
@@ -16,6 +15,7 @@ from unetx_kernels.dense_crf.plan import plan_crf
 from unetx_kernels.dense_crf.reference import Energies, infer_mean_field
 from unetx_kernels.driver import DeviceArray, Gpu, device_array
 from unetx_kernels.errors import KernelError
+from unetx_kernels.graphs import why_not_graphs
 from unetx_opt.optional import require
 
 __all__ = ["check_crf", "time_crf"]

@@ -66,7 +66,8 @@ def time_tiles(
 
 def _checked_run(kernels: GateKernels, usual: GateKernels, inputs: GateInputs) -> Any:
     torch = require("torch", purpose="choosing tiles")
-    arrays = tuple(device_array(tensor) for tensor in inputs.tensors)
+    theta, phi, values = (device_array(tensor) for tensor in inputs.tensors)
+    arrays = (theta, phi, values)
     found, expected = torch.full_like(inputs.values, torch.nan), torch.empty_like(inputs.values)
 
     def run() -> None:

@@ -152,7 +152,10 @@ def _exact(inputs: GateInputs) -> dict[str, tuple[Any, float]]:
     found = reference.neighbourhood_gate_gradients((theta, phi, values), values, inputs.window)
     terms = float(np.abs(values).sum(1).max() * np.abs(values).max()) / theta.shape[1] ** 0.5
     fine = 2.0**-13 if inputs.values.element_size() == 2 else 1.0  # sums are in float32 whatever the inputs are
-    sizes = (terms * float(np.abs(phi).max()) * fine, terms * float(np.abs(theta).max()) * fine, 0.0)
+    # Weights that are made again from scores and the logarithm of their sum err as their difference does.
+    score = float(np.prod([np.linalg.norm(tensor, axis=1).max() for tensor in (theta, phi)])) / theta.shape[1] ** 0.5
+    largest = (terms * float(np.abs(phi).max()), terms * float(np.abs(theta).max()), score * np.abs(found[2]).max())
+    sizes = tuple(float(size) * fine for size in largest)
     return {"out": (out, 0.0), **dict(zip(("theta", "phi", "values"), zip(found, sizes, strict=True), strict=True))}
 
 

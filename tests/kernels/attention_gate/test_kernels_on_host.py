@@ -170,7 +170,10 @@ def _check_gradients(gates: Any, case: Any) -> None:
     attend_by_taps(*leaves, None, case.window, case.dilation).backward(torch.from_numpy(gradient))
     # Scores' gradients are differences: their rounding scales with the terms, not with what is left of them.
     terms = np.abs(gradient.astype(float)).sum(1).max() * float(np.abs(values).max()) / np.sqrt(case.hidden)
-    sizes = (terms * float(np.abs(phi).max()), terms * float(np.abs(theta).max()), 0.0)
+    # Weights that are made again from scores and the logarithm of their sum err as their difference does.
+    score = np.prod([np.linalg.norm(tensor.astype(float), axis=1).max() for tensor in (theta, phi)])
+    weights = float(score / np.sqrt(case.hidden) * np.abs(exact[2]).max())
+    sizes = (terms * float(np.abs(phi).max()), terms * float(np.abs(theta).max()), weights)
     for found, leaf, expected, size in zip(fused, leaves, exact, sizes, strict=True):
         fine = size if not case.half else size * 2.0**-13  # sums are in float32 whatever the inputs are
         _assert_bound(found, leaf.grad.double().numpy(), expected, case.dtype, fine)
