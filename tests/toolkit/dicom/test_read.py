@@ -306,7 +306,7 @@ def test_a_missing_pixel_element_or_transfer_syntax_is_named(path):
 
 
 def test_a_file_that_deflates_a_bomb_is_refused_without_inflating_it_whole(path, monkeypatch):
-    monkeypatch.setattr("unetx_opt.dicom.read._MAX_FILE_BYTES", 1 << 24)
+    monkeypatch.setattr("unetx_opt.dicom.preflight.MAX_FILE_BYTES", 1 << 24)
     write(path, ramp(), syntax=DEFLATED)
     data = path.read_bytes()
     meta_end = 132 + 12 + struct.unpack("<I", data[140:144])[0]

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,8 +49,7 @@ def ray_runner(address: str, workers: int) -> Runner:
         ray = require("ray", purpose="segmenting over a cluster")
         data = require("ray.data", purpose="segmenting over a cluster")
         chosen = settings_to_json(dataclasses.replace(settings, target=facts.target))
-        # A cluster that is started here reports to nobody.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        _silence_ray()
         ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
         try:
             data.DataContext.get_current().enable_progress_bars = False
@@ -58,7 +58,7 @@ def ray_runner(address: str, workers: int) -> Runner:
                 answers = data.from_items(portion, override_num_blocks=blocks).map(
                     RaySegmenter,
                     fn_constructor_args=(chosen, dataclasses.asdict(facts)),
-                    concurrency=min(workers, blocks),
+                    compute=data.ActorPoolStrategy(size=min(workers, blocks)),
                     num_cpus=1,
                 )
                 for answer in answers.iter_rows():
@@ -92,6 +92,13 @@ class RaySegmenter:
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self._worker.close()
+
+
+def _silence_ray() -> None:
+    """Keep standard error for the inputs, and a cluster that is started here from reporting to its makers."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def _to_row(task: Task) -> dict[str, Any]:

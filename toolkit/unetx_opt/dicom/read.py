@@ -6,7 +6,6 @@ import contextlib
 import io
 import logging
 import warnings
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from unetx_opt.dicom.decode import DEFLATED, TRANSFER_SYNTAXES, decode_pixels
 from unetx_opt.dicom.grayscale import luminance, render_grayscale
 from unetx_opt.dicom.header import check_header, read_aspect, read_spacing, read_uid
+from unetx_opt.dicom.preflight import MAX_FILE_BYTES, check_deflated, check_items, count_elements
 from unetx_opt.dicom.source_header import extract_header
 from unetx_opt.dicom.suitability import read_code, unsuitable
 from unetx_opt.errors import ImageError, UnetxError
@@ -30,7 +30,6 @@ __all__ = ["DicomImage", "ReadOptions", "is_dicom", "read_bytes", "read_dicom", 
 
 _PREFIX_END: Final = 132
 _BIG_ENDIAN: Final = "1.2.840.10008.1.2.2"
-_MAX_FILE_BYTES: Final = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +198,8 @@ def read_bytes(path: Path) -> bytes:
         if not path.is_file():
             raise ImageError(f"{path} is no file: pass a DICOM file")
         size = path.stat().st_size
-        if size > _MAX_FILE_BYTES:
-            raise ImageError(f"{path} has {size} bytes, expected at most {_MAX_FILE_BYTES}")
+        if size > MAX_FILE_BYTES:
+            raise ImageError(f"{path} has {size} bytes, expected at most {MAX_FILE_BYTES}")
         data = path.read_bytes()
     except OSError as error:
         raise ImageError(f"{path} cannot be read: {error.strerror or type(error).__name__}") from error
@@ -208,10 +207,10 @@ def read_bytes(path: Path) -> bytes:
 
 
 def _read_image(data: bytes, options: ReadOptions) -> DicomImage:
-    pydicom = require("pydicom", purpose="reading a DICOM file")
+    filereader = require("pydicom.filereader", purpose="reading a DICOM file")
     syntax_uid = _read_transfer_syntax(data)
     # From memory: a length that lies cannot make it reserve more than the file has.
-    dataset: Dataset = pydicom.dcmread(io.BytesIO(data))
+    dataset: Dataset = filereader.read_partial(io.BytesIO(data), stop_when=count_elements())
     spacing_mm = read_spacing(dataset)
     return DicomImage(
         pixels=_read_picture(dataset, syntax_uid, options),
@@ -248,16 +247,7 @@ def _read_transfer_syntax(data: bytes) -> str:
         known = ", ".join(syntax.name for syntax in TRANSFER_SYNTAXES.values())
         raise ImageError(f"its transfer syntax is absent or not read, expected one of {known}")
     if syntax_uid == DEFLATED:
-        _check_deflated(data[file.tell() :])
+        check_deflated(data[file.tell() :])
+    else:
+        check_items(data)
     return syntax_uid
-
-
-def _check_deflated(data: bytes) -> None:
-    """Inflate without keeping anything: a megabyte can inflate to a gigabyte."""
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    total = 0
-    while data and not inflater.eof:
-        total += len(inflater.decompress(data, 1 << 20))
-        data = inflater.unconsumed_tail
-        if total > _MAX_FILE_BYTES:
-            raise ImageError(f"it inflates to more than {_MAX_FILE_BYTES} bytes")

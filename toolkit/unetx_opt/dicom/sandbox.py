@@ -91,6 +91,12 @@ class DicomReader(Closing):
             except ImageError as error:
                 raise ImageError(f"{path} cannot be used: {error}") from None
 
+    @property
+    def process_id(self) -> int | None:
+        """Of the process that reads; None where none runs."""
+        process = self._process
+        return None if process is None else process.pid
+
     def close(self) -> None:
         """End the process."""
         self._closed = True
