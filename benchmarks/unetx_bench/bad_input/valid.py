@@ -157,7 +157,7 @@ def _pixels(bits: int) -> _Pixels:
     disc = np.hypot(rows - 24, columns - 30) < 15
     noise = np.random.default_rng(0).random(SHAPE) * 0.02
     scaled = np.clip(0.2 * columns / SHAPE[1] + 0.6 * disc + noise, 0.0, 1.0) * (2**bits - 1)
-    return scaled.round().astype(np.uint8 if bits <= 8 else np.uint16)
+    return np.asarray(scaled.round().astype(np.uint8 if bits <= 8 else np.uint16))
 
 
 def _table_item(count: int) -> Dataset:
