@@ -27,6 +27,7 @@ EXTRAS: Mapping[str, str] = MappingProxyType(
         "onnxruntime": "cpu",
         "onnxscript": "export",
         "openvino": "cpu",
+        "prometheus_client": "node",
         "psutil": "bench",
         "pycuda": "cuda",
         "pydensecrf": "crf-reference",

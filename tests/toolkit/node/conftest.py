@@ -11,21 +11,40 @@ from typing import Any
 
 import pytest
 
-_SOURCE = Path(__file__).parent / "peers.py"
-_NAME = "tests_toolkit_node_peers"
+_HERE = Path(__file__).parent
+
+
+def _load(name: str) -> ModuleType:
+    """Import a module that lies beside the tests, which are no package."""
+    full_name = f"tests_toolkit_node_{name}"
+    if full_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(full_name, _HERE / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[full_name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[full_name]
 
 
 @pytest.fixture(scope="session")
 def peers() -> ModuleType:
-    """The module of peers: ``free_port``, ``wait_until``, ``dcmtk``, ``Orthanc``, ``StoreScp``."""
-    if _NAME not in sys.modules:
-        spec = importlib.util.spec_from_file_location(_NAME, _SOURCE)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[_NAME] = module
-        spec.loader.exec_module(module)
-    return sys.modules[_NAME]
+    """The module of peers: ``free_port``, ``wait_until``, ``dcmtk``, ``Orthanc``, ``StoreScp``, ``Authority``."""
+    return _load("peers")
+
+
+@pytest.fixture(scope="session")
+def make_node(tmp_path_factory: pytest.TempPathFactory, peers: ModuleType) -> Callable[[], Any]:
+    """Make a journal and results without a receiver: whatever comes after segmentation."""
+    template = tmp_path_factory.mktemp("template") / "seg.dcm"
+    template.write_bytes(peers.segmentation(peers.radiograph())["seg"])
+    return lambda: _load("journalled_node").JournalledNode(tmp_path_factory.mktemp("state"), template)
+
+
+@pytest.fixture
+def node(make_node: Callable[[], Any]) -> Any:
+    """One of them."""
+    return make_node()
 
 
 @pytest.fixture

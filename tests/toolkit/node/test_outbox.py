@@ -6,23 +6,19 @@ import contextlib
 import random
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unetx_opt.node.audit import AuditTrail
 from unetx_opt.node.audit_check import check_trail, read_records
 from unetx_opt.node.commitment import add_commitment_context, report_handler
-from unetx_opt.node.deliveries import DELIVERIES_SCHEMA, claim_delivery, count_deliveries, mark_stored
+from unetx_opt.node.deliveries import claim_delivery, mark_stored
 from unetx_opt.node.destinations import Destination, DicomPeer, RetryPolicy, StowPeer
-from unetx_opt.node.measures import MEASURES_SCHEMA, read_measures
-from unetx_opt.node.outbox import OutboxPlan, delay_before_retry, run_outbox, take_report
+from unetx_opt.node.outbox import OutboxPlan, delay_before_retry, take_report
 
 pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
 pynetdicom = pytest.importorskip("pynetdicom", reason="pynetdicom is not installed")
@@ -30,82 +26,6 @@ pynetdicom = pytest.importorskip("pynetdicom", reason="pynetdicom is not install
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 QUICK = RetryPolicy(max_attempts=1000, first_delay_s=0.05, max_delay_s=0.2)
-
-
-class Node:
-    """A journal, results, and an outbox of them in threads."""
-
-    def __init__(self, folder, template):
-        self.folder = folder
-        self.journal = folder / "journal.sqlite"
-        self.results = folder / "results"
-        self.results.mkdir()
-        self.trail = AuditTrail(folder)
-        self._template = template
-        with contextlib.closing(self.connect()) as journal:
-            journal.executescript(
-                DELIVERIES_SCHEMA
-                + MEASURES_SCHEMA
-                + "CREATE TABLE receipts (receipt_id TEXT PRIMARY KEY, received_at REAL);"
-            )
-
-    def connect(self):
-        journal = sqlite3.connect(self.journal, timeout=30, isolation_level=None)
-        journal.execute("PRAGMA journal_mode = WAL")
-        return journal
-
-    def queue(self, count, destinations=("pacs",), start=0, state="waiting"):
-        """Make results and queue them for every destination; return their UIDs."""
-        uids = []
-        with contextlib.closing(self.connect()) as journal:
-            for index in range(start, start + count):
-                uid = f"2.25.{1000 + index}"
-                dataset = pydicom.dcmread(self._template)
-                dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid
-                dataset.save_as(self.results / f"{index}.seg.dcm")
-                uids.append(uid)
-                journal.execute("INSERT INTO receipts VALUES (?, ?)", (f"r{index}", time.time()))
-                for name in destinations:
-                    journal.execute(
-                        "INSERT INTO deliveries (receipt_id, kind, sop_class_uid, sop_instance_uid, result_name, "
-                        "destination, state) VALUES (?, 'seg', ?, ?, ?, ?, ?)",
-                        (f"r{index}", SEG, uid, f"{index}.seg.dcm", name, state),
-                    )
-        return uids
-
-    def states(self):
-        with contextlib.closing(self.connect()) as journal:
-            return dict(count_deliveries(journal))
-
-    def rows(self):
-        with contextlib.closing(self.connect()) as journal:
-            return journal.execute("SELECT sop_instance_uid, state, attempts, error FROM deliveries").fetchall()
-
-    def measures(self):
-        with contextlib.closing(self.connect()) as journal:
-            return read_measures(journal)
-
-    @contextlib.contextmanager
-    def outbox(self, *destinations):
-        plan = OutboxPlan(self.connect, self.results, destinations, self.trail)
-        stop = threading.Event()
-        thread = threading.Thread(target=run_outbox, args=(plan, stop))
-        thread.start()
-        try:
-            yield plan
-        finally:
-            stop.set()
-            thread.join(30)
-            assert not thread.is_alive()
-
-
-@pytest.fixture
-def node(tmp_path, peers):
-    folder = tmp_path / "state"
-    folder.mkdir()
-    template = folder / "template.dcm"
-    template.write_bytes(peers.segmentation(peers.radiograph())["seg"])
-    return Node(folder, template)
 
 
 def to_orthanc(pacs, way="dicom", **more):

@@ -54,6 +54,7 @@ class Measure:
 #: Name, without Prometheus' suffix -> row.
 MEASURES: Final[Mapping[str, Measure]] = MappingProxyType(
     {
+        "unetx_received_images": Measure("Images that were acknowledged", ("calling_ae",)),
         "unetx_refusals": Measure("Images and associations that were refused", ("reason",)),
         "unetx_delivery_attempts": Measure("Transfers that were tried", ("destination", "verdict")),
         "unetx_delivery_transfer_seconds": Measure("Time of one transfer", ("destination",), _SECONDS),
