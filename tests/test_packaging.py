@@ -51,6 +51,7 @@ DISTRIBUTIONS = {
     "cuda": "cuda-bindings",
     "cyclonedx": "cyclonedx-python-lib",
     "pydensecrf": "pydensecrf2",
+    "prometheus_client": "prometheus-client",
     "pynvml": "nvidia-ml-py",
     "tensorrt_rtx": "tensorrt-rtx",
 }
