@@ -96,11 +96,12 @@ class Resources:
 def breach(kernel: str, taken: Resources) -> str | None:
     """Say which bound a kernel breaks, or None: nothing is spilled, and a multiprocessor of any GPU runs two blocks.
 
-    65536 registers / 256 threads / 2 blocks are 128. With window 7 the gate's gradients, which keep two sets of 49
-    weights, and its fp16 kernels run one block. The fp16 kernels fill one buffer in shared memory while they work on
-    another: 48 KiB is what a kernel has without asking, and on Turing's 64 KiB one block runs where two do not fit.
+    65536 registers / 256 threads / 2 blocks are 128. The gate's gradients with window 7, which keep two sets of 49
+    weights, and its widest fp16 kernels run one block. The fp16 kernels fill one buffer in shared memory while they
+    work on another: 48 KiB is what a kernel has without asking; on Turing's 64 KiB one block runs where two do not
+    fit.
     """
-    wide = kernel.endswith("_k7") and ("gradient" in kernel or "_f16_" in kernel)
+    wide = (kernel.endswith("_k7") and "gradient" in kernel) or kernel.startswith("neighbourhood_gate_f16")
     bounds = (("spilled bytes", taken.spill_bytes, 0), ("registers", taken.registers, 255 if wide else 128))
     most_shared = (48 if kernel.startswith("neighbourhood_gate_f16") else 24) * 1024
     for what, value, most in (*bounds, ("shared bytes", taken.shared_bytes, most_shared)):
