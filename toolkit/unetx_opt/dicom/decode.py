@@ -71,11 +71,26 @@ class TransferSyntax:
         some end the process on damaged input.
     stream_size : callable or None
         Reads the size from the compressed frame, before it is decoded.
+    fit : callable or None
+        Makes stored values of what a codec gives that knows neither their sign nor how many bits are stored.
     """
 
     name: str
     plugins: tuple[str, ...]
     stream_size: Callable[[bytes], StreamSize] | None
+    fit: Callable[[NDArray[Any], PixelLayout], NDArray[Any]] | None = None
+
+
+def _take_stored(decoded: NDArray[Any], layout: PixelLayout) -> NDArray[Any]:
+    """Clear the bits that are not stored; of signed values the highest one that is stored is the sign."""
+    stored = decoded.astype(np.dtype(f"{'i' if layout.signed else 'u'}{layout.bits_allocated // 8}"))
+    unused = layout.bits_allocated - layout.bits_stored
+    return np.asarray(np.right_shift(np.left_shift(stored, unused), unused))
+
+
+def _clip_stored(decoded: NDArray[Any], layout: PixelLayout) -> NDArray[Any]:
+    """As `_take_stored`, but what a lossy codec makes a little too large for the stored bits is not wrapped."""
+    return _take_stored(decoded if layout.signed else np.minimum(decoded, layout.stored_range[1]), layout)
 
 
 #: Transfer syntax UID to its row. Video and JPIP are absent: they hold no single radiograph.
@@ -86,11 +101,11 @@ TRANSFER_SYNTAXES: Final[Mapping[str, TransferSyntax]] = MappingProxyType(
         "1.2.840.10008.1.2.2": TransferSyntax("Explicit VR Big Endian", (), None),
         DEFLATED: TransferSyntax("Deflated Explicit VR Little Endian", (), None),
         "1.2.840.10008.1.2.4.50": TransferSyntax("JPEG Baseline", ("pillow",), jpeg_size),
-        "1.2.840.10008.1.2.4.51": TransferSyntax("JPEG Extended", (), jpeg_size),
-        "1.2.840.10008.1.2.4.57": TransferSyntax("JPEG Lossless", (), jpeg_size),
-        "1.2.840.10008.1.2.4.70": TransferSyntax("JPEG Lossless SV1", (), jpeg_size),
-        "1.2.840.10008.1.2.4.80": TransferSyntax("JPEG-LS Lossless", ("pyjpegls",), jpeg_size),
-        "1.2.840.10008.1.2.4.81": TransferSyntax("JPEG-LS Near-lossless", ("pyjpegls",), jpeg_size),
+        "1.2.840.10008.1.2.4.51": TransferSyntax("JPEG Extended", (), jpeg_size, _clip_stored),
+        "1.2.840.10008.1.2.4.57": TransferSyntax("JPEG Lossless", (), jpeg_size, _take_stored),
+        "1.2.840.10008.1.2.4.70": TransferSyntax("JPEG Lossless SV1", (), jpeg_size, _take_stored),
+        "1.2.840.10008.1.2.4.80": TransferSyntax("JPEG-LS Lossless", ("pyjpegls",), jpeg_size, _take_stored),
+        "1.2.840.10008.1.2.4.81": TransferSyntax("JPEG-LS Near-lossless", ("pyjpegls",), jpeg_size, _clip_stored),
         "1.2.840.10008.1.2.4.90": TransferSyntax("JPEG 2000 Lossless", ("pylibjpeg", "pillow"), jpeg2000_size),
         "1.2.840.10008.1.2.4.91": TransferSyntax("JPEG 2000", ("pylibjpeg", "pillow"), jpeg2000_size),
         "1.2.840.10008.1.2.4.201": TransferSyntax(
@@ -133,8 +148,8 @@ def decode_pixels(dataset: Dataset, syntax_uid: str, layout: PixelLayout) -> NDA
     if syntax.stream_size is not None:
         frame = _first_frame(dataset, layout)
         _check_stream(syntax.stream_size(frame), layout)
-        if not syntax.plugins:
-            return _decode_jpeg(frame, layout)
+        if not syntax.plugins and syntax.fit is not None:
+            return syntax.fit(_decode_jpeg(frame, layout), layout)
     pixels = require("pydicom.pixels", purpose="decoding a DICOM image")
     decoder = pixels.get_decoder(syntax_uid)
     plugin = next((name for name in syntax.plugins if name in decoder.available_plugins), "")
@@ -144,6 +159,8 @@ def decode_pixels(dataset: Dataset, syntax_uid: str, layout: PixelLayout) -> NDA
         )
     # Not raw: luminance and chrominance become red, green and blue.
     stored, _ = decoder.as_array(dataset, index=0, raw=layout.samples == 1, decoding_plugin=plugin)
+    if syntax.fit is not None and layout.samples == 1:
+        return syntax.fit(stored, layout)
     return np.asarray(stored)
 
 
@@ -172,8 +189,4 @@ def _decode_jpeg(frame: bytes, layout: PixelLayout) -> NDArray[Any]:
         raise ImageError("its JPEG stream has no end marker: the file is truncated, send it again")
     imagecodecs = require("imagecodecs", purpose="decoding JPEG Lossless or 12-bit JPEG")
     decoded: NDArray[Any] = imagecodecs.jpeg_decode(frame)
-    # JPEG knows no sign: the bits are stored as they are, and the highest of those stored is the sign.
-    container = np.dtype(f"{'i' if layout.signed else 'u'}{layout.bits_allocated // 8}")
-    stored = decoded.astype(container)
-    unused = layout.bits_allocated - layout.bits_stored
-    return np.asarray(np.right_shift(np.left_shift(stored, unused), unused))
+    return decoded
