@@ -42,11 +42,12 @@ def main(output: Path, *, count: int, seed: int, only: int | None, **segmenting:
         click.echo(output / make_file(only, seed).name)
         return
     record = _read(output, count, seed)
-    bundle = segmenting["bundle"]
+    path, bundle = output / "bad-input.json", segmenting["bundle"]
+    write_file(path, json.dumps(record, indent=1).encode())
     if bundle is not None:
         write_corpus(range(count), seed, output / "files")
         record["segment"] = segment_corpus(bundle, output, segmenting["formats"], segmenting["workers"])
-    write_file(output / "bad-input.json", json.dumps(record, indent=1).encode())
+        write_file(path, json.dumps(record, indent=1).encode())
     click.echo(json.dumps({key: record[key] for key in ("outcomes", "peak_rss_mib", "alive", "slowest")}, indent=1))
     faults = record["faults"] + record.get("segment", {}).get("faults", [])
     for fault in faults:

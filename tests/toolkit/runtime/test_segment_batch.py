@@ -95,13 +95,15 @@ def test_a_batch_is_the_same_files_as_one_by_one_with_a_row_for_each_input(
     assert failed["mask"] == ""
 
 
-def run_and_kill(arguments: list[str], out: Path, after: int) -> int:
-    """Kill a run as soon as so many more inputs are in its journal; the exit code of one that ends before."""
+def run_and_kill(arguments: list[str], out: Path, after: int, kill: Callable[[int, int], None]) -> int:
+    """Kill a run, alone or with its workers, as soon as so many more inputs are in its journal."""
     before = lines(out)
-    with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
         while process.poll() is None:
             if lines(out) >= before + after:
-                process.send_signal(signal.SIGKILL)
+                kill(process.pid, signal.SIGKILL)
             time.sleep(0.002)
         return process.returncode
 
@@ -114,7 +116,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_files_and_table(
     assert main(["segment", str(bundle), str(films), "-o", str(whole), "--workers", "1"]) == 1
     arguments = [str(bundle), str(films), "-o", str(out), "--workers", "2", "--resume"]
     kills = random.Random(0)
-    codes = [run_and_kill(arguments, out, kills.randint(3, 9)) for _ in range(3)]
+    codes = [run_and_kill(arguments, out, kills.randint(3, 9), kill) for kill in (os.kill, os.killpg, os.killpg)]
     assert -signal.SIGKILL in codes
     assert main(["segment", *arguments]) == 1
     assert hashes(out) == hashes(whole)
@@ -180,6 +182,8 @@ def test_a_worker_that_breaks_costs_its_input_and_is_replaced(bundle: Path, film
             "it broke the process that segmented it (signal 9)",
         )
         assert worker.segment(Task(films / "01.png", "01"))["status"] == "segmented"
+    with pytest.raises(UnetxError, match="closed"):
+        worker.segment(Task(films / "01.png", "01"))
 
 
 def test_a_worker_that_opens_something_else_is_refused(bundle: Path, tmp_path: Path) -> None:
@@ -206,9 +210,31 @@ def test_a_cluster_gives_the_same_files_and_table(bundle: Path, films: Path, tmp
     assert table(out) == table(whole)
 
 
-@pytest.mark.skipif(find("ray"), reason="Ray is installed")
-def test_without_ray_the_extra_is_named(
-    bundle: Path, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_without_ray_the_extra_is_named_before_anything_is_opened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main(["segment", str(bundle), str(films), "-o", str(tmp_path / "out"), "--ray", "auto"]) == 1
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
+    out = tmp_path / "out"
+    assert main(["segment", str(tmp_path / "bundle"), str(tmp_path), "-o", str(out), "--ray", "auto"]) == 1
     assert "pip install 'unetx-opt[ray]'" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGINT to a group on Windows")
+def test_an_interrupted_run_ends_at_once_without_its_processes_and_goes_on_later(
+    bundle: Path, films: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = [str(bundle), str(films), "-o", str(out), "--workers", "2", "--resume"]
+    with subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        while process.poll() is None and lines(out) < 5:
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGINT)
+        _, told = process.communicate(timeout=20)
+    assert (process.returncode, told.splitlines()[-1]) == (130, "error: interrupted"), told
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    assert main(["segment", *arguments]) == 1
+    assert len(table(out)) == 31

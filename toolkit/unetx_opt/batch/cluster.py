@@ -40,13 +40,18 @@ def ray_runner(address: str, workers: int) -> Runner:
         As `ray.init` takes it: "auto", "local" to start a cluster of this machine alone, "HOST:PORT", "ray://...".
     workers : int
         Workers, each with one processor of the cluster.
+
+    Raises
+    ------
+    MissingPackageError
+        Ray is not installed.
     """
+    ray = require("ray", purpose="segmenting over a cluster")
 
     def run(
         settings: BatchSettings, facts: EngineFacts, first: SegmentWorker, tasks: Iterator[Task]
     ) -> Iterator[dict[str, Any]]:
         first.close()  # it has told what is to be opened, and its memory is wanted elsewhere
-        ray = require("ray", purpose="segmenting over a cluster")
         data = require("ray.data", purpose="segmenting over a cluster")
         chosen = settings_to_json(dataclasses.replace(settings, target=facts.target))
         _silence_ray()

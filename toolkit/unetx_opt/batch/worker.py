@@ -45,13 +45,15 @@ class SegmentWorker(Closing):
         Raises
         ------
         UnetxError
-            It cannot be opened, or is not what another worker opened.
+            It cannot be opened, is not what another worker opened, or the worker is closed.
         """
         self._discard()
+        self._check_open()
         environment = {**os.environ, "PYTHONPATH": str(Path(unetx_opt.__path__[0]).parent)}
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", MODULE], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
+        self._check_open()  # again: whoever closes meanwhile has looked for a process before there was this one
         try:
             answer = self._ask(settings_to_json(self.settings))
         except EOFError as error:
@@ -83,7 +85,7 @@ class SegmentWorker(Closing):
         Raises
         ------
         UnetxError
-            The process broke before, and cannot be started again.
+            The process broke before, and cannot be started again; or the worker is closed.
         """
         if self._process is None:
             self.open()
@@ -91,6 +93,7 @@ class SegmentWorker(Closing):
             answer = self._ask(json.dumps({"source": str(task.source), "stem": task.stem}))
         except EOFError as error:
             self._discard()
+            self._check_open()
             answer = {"status": "failed", "reason": f"it broke the process that segmented it ({error})"}
         return {"input": str(task.source), "stem": task.stem, **answer}
 
@@ -98,6 +101,11 @@ class SegmentWorker(Closing):
         """End the process."""
         self._closed = True
         self._discard()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            self._discard()
+            raise UnetxError("the worker is closed: open another")
 
     def _ask(self, line: str) -> dict[str, Any]:
         process = self._process

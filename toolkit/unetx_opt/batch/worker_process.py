@@ -44,7 +44,10 @@ def _take_stdout() -> BinaryIO:
 def _serve(source: BinaryIO, sink: BinaryIO) -> None:
     from unetx_opt.dicom.sandbox import DicomReader
 
-    settings = settings_from_json(source.readline())
+    line = source.readline()
+    if not line:  # the parent is gone
+        return
+    settings = settings_from_json(line)
     try:
         segmenter = _open(settings)
     except (UnetxError, OSError) as error:
