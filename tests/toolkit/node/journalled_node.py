@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -11,19 +10,13 @@ from pathlib import Path
 import pytest
 
 from unetx_opt.node.audit import AuditTrail
-from unetx_opt.node.deliveries import DELIVERIES_SCHEMA, count_deliveries
-from unetx_opt.node.measures import MEASURES_SCHEMA, read_measures
+from unetx_opt.node.deliveries import QueuedResult, count_deliveries, queue_result
+from unetx_opt.node.journal import RESULTS_FOLDER, connect_journal, create_journal
+from unetx_opt.node.measures import read_measures
 from unetx_opt.node.outbox import OutboxPlan, run_outbox
 
 pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
 SEG = "1.2.840.10008.5.1.4.1.1.66.4"
-RECEIPTS_SCHEMA = """
-CREATE TABLE receipts (
-    receipt_id TEXT PRIMARY KEY, received_at REAL, calling_ae TEXT, peer_address TEXT, sop_class_uid TEXT,
-    sop_instance_uid TEXT, transfer_syntax_uid TEXT, spool_name TEXT, size_bytes INTEGER, sha256 TEXT, state TEXT,
-    attempts INTEGER DEFAULT 0, not_before REAL DEFAULT 0, reason TEXT, finished_at REAL
-);
-"""
 
 
 class JournalledNode:
@@ -31,18 +24,14 @@ class JournalledNode:
 
     def __init__(self, folder: Path, template: Path) -> None:
         self.folder = folder
-        self.journal = folder / "journal.sqlite"
-        self.results = folder / "results"
+        self.journal = create_journal(folder)
+        self.results = folder / RESULTS_FOLDER
         self.results.mkdir()
         self.trail = AuditTrail(folder)
         self._template = template
-        with contextlib.closing(self.connect()) as journal:
-            journal.executescript(RECEIPTS_SCHEMA + DELIVERIES_SCHEMA + MEASURES_SCHEMA)
 
     def connect(self):
-        journal = sqlite3.connect(self.journal, timeout=30, isolation_level=None)
-        journal.execute("PRAGMA journal_mode = WAL")
-        return journal
+        return connect_journal(self.journal)
 
     def queue(self, count, destinations=("pacs",), start=0, state="waiting"):
         """Make results and queue them for every destination; return their UIDs."""
@@ -55,12 +44,8 @@ class JournalledNode:
                 dataset.save_as(self.results / f"{index}.seg.dcm")
                 uids.append(uid)
                 self.receive(journal, f"r{index}")
-                for name in destinations:
-                    journal.execute(
-                        "INSERT INTO deliveries (receipt_id, kind, sop_class_uid, sop_instance_uid, result_name, "
-                        "destination, state) VALUES (?, 'seg', ?, ?, ?, ?, ?)",
-                        (f"r{index}", SEG, uid, f"{index}.seg.dcm", name, state),
-                    )
+                queue_result(journal, QueuedResult(f"r{index}", "seg", SEG, uid, f"{index}.seg.dcm"), destinations)
+                journal.execute("UPDATE deliveries SET state = ? WHERE receipt_id = ?", (state, f"r{index}"))
         return uids
 
     def receive(self, journal, receipt_id, state="done", age_s=0.0, **more):
@@ -74,6 +59,10 @@ class JournalledNode:
             "peer_address": "127.0.0.1",
             "sop_class_uid": "1.2.840.10008.5.1.4.1.1.1",
             "sop_instance_uid": f"1.2.3.{receipt_id[1:]}",
+            "transfer_syntax_uid": "1.2.840.10008.1.2.1",
+            "spool_name": f"{receipt_id}.dcm",
+            "size_bytes": 1000,
+            "sha256": "0" * 64,
             "state": state,
         } | more
         columns = ", ".join(values)

@@ -57,16 +57,15 @@ def test_a_pacs_that_is_killed_and_restarted_in_the_middle_has_everything_exactl
 
 
 OUTBOX = """
-import json, signal, sqlite3, sys, threading
+import signal, sys, threading
 from pathlib import Path
 from unetx_opt.node.audit import AuditTrail
 from unetx_opt.node.destinations import Destination, DicomPeer, RetryPolicy
+from unetx_opt.node.journal import connect_journal
 from unetx_opt.node.outbox import OutboxPlan, run_outbox
 folder, port = Path(sys.argv[1]), int(sys.argv[2])
 def connect():
-    journal = sqlite3.connect(folder / "journal.sqlite", timeout=30, isolation_level=None)
-    journal.execute("PRAGMA journal_mode = WAL")
-    return journal
+    return connect_journal(folder / "journal.sqlite")
 stop = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stop.set())
 peer = DicomPeer("127.0.0.1", port, "PACS", "NODE")

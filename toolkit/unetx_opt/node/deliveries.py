@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Final
 
@@ -26,6 +26,7 @@ __all__ = [
     "DELIVERIES_SCHEMA",
     "DELIVERY_STATES",
     "Delivery",
+    "QueuedResult",
     "claim_delivery",
     "claim_for_commitment",
     "count_deliveries",
@@ -38,6 +39,7 @@ __all__ = [
     "mark_stored",
     "next_due",
     "postpone_commitment",
+    "queue_result",
     "reclaim_interrupted",
     "transaction",
 ]
@@ -91,6 +93,17 @@ class Delivery:
     stored_at: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class QueuedResult:
+    """A result that is to be sent; attributes as of `Delivery`."""
+
+    receipt_id: str
+    kind: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    result_name: str
+
+
 _FIELDS: Final = frozenset(field.name for field in fields(Delivery))
 
 #: Of the journal. A result is queued once for each destination, whatever happens: the last line holds it.
@@ -139,6 +152,24 @@ def fetch_deliveries(connection: sqlite3.Connection, statement: str, *values: ob
     return [
         Delivery(**{name: value for name, value in zip(names, row, strict=True) if name in _FIELDS}) for row in rows
     ]
+
+
+def queue_result(connection: sqlite3.Connection, result: QueuedResult, destinations: Iterable[str]) -> None:
+    """Queue one result for some destinations; in the transaction that says that its receipt is done.
+
+    What is queued already stays as it is: work that was done twice is sent once.
+    """
+    connection.executemany(
+        "INSERT INTO deliveries (receipt_id, kind, sop_class_uid, sop_instance_uid, result_name, destination) "
+        "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (receipt_id, kind, destination) DO NOTHING",
+        [
+            (
+                *(result.receipt_id, result.kind, result.sop_class_uid, result.sop_instance_uid),
+                *(result.result_name, destination),
+            )
+            for destination in destinations
+        ],
+    )
 
 
 def claim_delivery(connection: sqlite3.Connection, destination: str, now: float) -> Delivery | None:
