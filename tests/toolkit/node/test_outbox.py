@@ -95,7 +95,7 @@ def test_an_outbox_that_is_killed_at_random_times_has_everything_stored_exactly_
     assert set(pacs.instances()) == set(uids)
     assert check_trail(node.folder).problems == ()
     recorded = [record["sop_instance_uid"] for record, _ in read_records(node.folder) if record["kind"] == "stored"]
-    assert set(recorded) <= set(uids)
+    assert set(recorded) == set(uids), "nothing is stored that is not recorded"
 
 
 def test_a_destination_that_never_answers_delays_no_other(node, make_storescp, peers):

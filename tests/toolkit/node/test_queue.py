@@ -15,7 +15,6 @@ from unetx_opt.node.audit_check import read_records
 from unetx_opt.node.destinations import Destination, DicomPeer, RetryPolicy
 from unetx_opt.node.journal import JOURNAL_NAME, connect_journal, create_journal
 
-
 # pynetdicom drops the socket of a connection that was refused without closing it; the collector does.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 

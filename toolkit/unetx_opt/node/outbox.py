@@ -124,16 +124,15 @@ def take_report(plan: OutboxPlan, report: CommitmentReport) -> bool:
     bool
         Whether this node asked for it.
     """
+    peers = {destination.name: destination for destination in plan.destinations}
     with contextlib.closing(plan.connect()) as journal, transaction(journal):
         committed, lost = apply_report(journal, report)
-        for result, deliveries in (("committed", committed), ("lost", lost)):
+        for kind, result, deliveries in (("committed", "committed", committed), ("not-committed", "lost", lost)):
             for delivery in deliveries:
                 count(journal, "unetx_commitments", delivery.destination, result)
-    peers = {destination.name: destination for destination in plan.destinations}
-    for delivery in (*committed, *lost):
-        kind, outcome = ("committed", 0) if delivery in committed else ("not-committed", 8)
-        _record(plan, peers.get(delivery.destination), delivery, AuditEvent(kind, outcome))
-        _LOG.info("storage commitment: %s %s: %s", delivery.destination, delivery.sop_instance_uid, kind)
+                event = AuditEvent(kind, 8 if deliveries is lost else 0)
+                _record(plan, peers.get(delivery.destination), delivery, event)
+                _LOG.info("storage commitment: %s %s: %s", delivery.destination, delivery.sop_instance_uid, kind)
     return bool(committed or lost)
 
 
@@ -231,15 +230,17 @@ class _Lane:
             else:
                 delay_s = delay_before_retry(policy, delivery.attempts, self._random.random())
                 mark_again(journal, delivery, now + max(delay_s, outcome.not_before_s), outcome.detail)
+            if outcome.verdict is Verdict.STORED or dead:
+                # Before the change is made: nothing happens that is not recorded, and what is recorded twice because
+                # of a crash in between was sent twice.
+                event = AuditEvent("not-stored" if dead else "stored", 8 if dead else 0, detail=outcome.detail)
+                _record(self._plan, self._destination, delivery, event)
         state = "stored" if outcome.verdict is Verdict.STORED else "dead" if dead else "waits"
         log = _LOG.info if outcome.verdict is Verdict.STORED else _LOG.warning
         log(
             *("%s: %s attempt %d, %s: %s", delivery.destination, delivery.sop_instance_uid),
             *(delivery.attempts, state, outcome.detail),
         )
-        if outcome.verdict is Verdict.STORED or dead:
-            event = AuditEvent("not-stored" if dead else "stored", 8 if dead else 0, detail=outcome.detail)
-            _record(self._plan, self._destination, delivery, event)
 
     def _observe_latency(self, delivery: Delivery, now: float) -> None:
         row = self._journal.execute(

@@ -151,9 +151,11 @@ def retry_entries(
     audit : AuditTrail
         Where it is recorded.
     """
-    changes = [_change(journal, entry, _RETRY) for entry in entries]
-    _record(changes, "queue-retry", actor, audit)
-    return changes
+
+    def record(entry: str) -> None:
+        audit.append(AuditEvent("queue-retry", subject=entry, actor=actor))
+
+    return [_change(journal, entry, _RETRY, record) for entry in entries]
 
 
 def drop_entries(
@@ -164,16 +166,14 @@ def drop_entries(
     Parameters and results as of `retry_entries`. What was stored anywhere stays there.
     """
 
-    def remove_image(receipt_id: str) -> None:
-        # Before its row is gone for good: a crash leaves a row without an image, and no image without a row.
-        spooled = journal.execute("SELECT spool_name FROM receipts WHERE receipt_id = ?", (receipt_id,)).fetchone()
-        name = relative_name(spooled[0])
+    def record_and_remove_image(entry: str) -> None:
+        audit.append(AuditEvent("queue-drop", subject=entry, actor=actor))
+        spooled = journal.execute("SELECT spool_name FROM receipts WHERE receipt_id = ?", (entry,)).fetchone()
+        name = None if spooled is None else relative_name(spooled[0])
         if name is not None:
             (audit.folder / SPOOL_FOLDER / name).unlink(missing_ok=True)
 
-    changes = [_change(journal, entry, _DROP, remove_image) for entry in entries]
-    _record(changes, "queue-drop", actor, audit)
-    return changes
+    return [_change(journal, entry, _DROP, record_and_remove_image) for entry in entries]
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,28 +213,18 @@ _DROP: Final[Mapping[str, _Action]] = MappingProxyType(
 
 
 def _change(
-    journal: sqlite3.Connection,
-    entry: str,
-    actions: Mapping[str, _Action],
-    before_receipt: Callable[[str], None] | None = None,
+    journal: sqlite3.Connection, entry: str, actions: Mapping[str, _Action], before: Callable[[str], None]
 ) -> QueueChange:
+    """Change one entry; a crash after `before` leaves a row without an image, and never an image without a row."""
     delivery_id = _delivery_id(entry)
     table, key = ("receipt", entry) if delivery_id is None else ("delivery", delivery_id)
-    action = actions[table]
     with transaction(journal):
         state = journal.execute(_STATE_OF[table], (key,)).fetchone()
-        if state is not None and state[0] in action.states:
-            if before_receipt is not None and delivery_id is None:
-                before_receipt(entry)
-            journal.execute(action.statement, (key,))
+        if state is not None and state[0] in actions[table].states:
+            before(entry)
+            journal.execute(actions[table].statement, (key,))
             return QueueChange(entry, changed=True)
     return QueueChange(entry, changed=False, why="no such entry" if state is None else f"it is {state[0]}")
-
-
-def _record(changes: Sequence[QueueChange], kind: str, actor: str, audit: AuditTrail) -> None:
-    for change in changes:
-        if change.changed:
-            audit.append(AuditEvent(kind, subject=change.entry, actor=actor))
 
 
 def _delivery_id(entry: str) -> int | None:
