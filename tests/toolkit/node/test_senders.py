@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import select
 import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -98,6 +100,68 @@ def test_a_peer_that_accepts_and_never_answers_costs_the_timeout_and_no_more(pee
         which = {"dicom": where} if peer == "dicom" else {"stow": where}
         with open_sender(Destination("deaf", **which, timeout_s=0.3)) as sender:
             assert sender.send(results["seg"]).verdict is Verdict.ABSENT
+
+
+ASSOCIATE_AC = b"\x02\x00\x00\x00\x01\x00" + bytes(90)  # the first part of one that claims 256 bytes
+
+
+@pytest.mark.parametrize(
+    "first",
+    [b"", ASSOCIATE_AC[:3], ASSOCIATE_AC, b"\x04\x00\xff\xff\xff\xff", b"HTTP/1.1 400 Bad"],
+    ids=["nothing", "part of a head", "part of an acceptance", "a claim of 4 GiB", "another protocol"],
+)
+def test_half_an_answer_costs_the_timeout_and_no_more(first, results):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(first)
+                finished.wait(20)
+
+        finished = threading.Event()
+        thread = threading.Thread(target=answer)
+        thread.start()
+        peer = DicomPeer("127.0.0.1", server.getsockname()[1], "HALF")
+        started = time.monotonic()
+        with open_sender(Destination("half", dicom=peer, timeout_s=0.5)) as sender:
+            assert sender.send(results["seg"]).verdict is Verdict.ABSENT
+        assert time.monotonic() - started < 5
+        finished.set()
+        thread.join()
+
+
+def test_a_peer_that_stops_in_the_middle_of_its_answer_costs_the_timeout_and_no_more(make_storescp, results):
+    peer = make_storescp()
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        stopped = threading.Event()
+
+        def forward():
+            """Pass everything on, and of the answer to the C-STORE the first 10 bytes."""
+            ours, _ = proxy.accept()
+            with ours, socket.create_connection(("127.0.0.1", peer.port)) as theirs:
+                while not stopped.is_set():
+                    for source in select.select([ours, theirs], [], [], 0.05)[0]:
+                        data = source.recv(65536)
+                        if not data:
+                            return
+                        if source is ours:
+                            theirs.sendall(data)
+                        else:
+                            ours.sendall(data if data[0] == 2 else data[:10])
+                            if data[0] != 2:
+                                stopped.wait(20)
+
+        thread = threading.Thread(target=forward)
+        thread.start()
+        there = Destination("half", dicom=DicomPeer("127.0.0.1", proxy.getsockname()[1], "ANY"), timeout_s=0.5)
+        started = time.monotonic()
+        with open_sender(there) as sender:
+            assert sender.send(results["seg"]).verdict is Verdict.ABSENT
+        assert time.monotonic() - started < 5
+        stopped.set()
+        thread.join()
 
 
 def test_a_file_that_is_gone_or_no_dicom_is_refused_without_asking_the_peer(tmp_path):

@@ -57,6 +57,10 @@ def associate(
     entity = pynetdicom.AE(ae_title=peer.calling_ae_title)
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = timeout_s
     entity.connection_timeout = min(timeout_s, _CONNECT_S)
+    handlers = [
+        (pynetdicom.evt.EVT_CONN_OPEN, lambda event: answer_promptly(event.assoc, timeout_s)),
+        *more.pop("evt_handlers", ()),
+    ]
     try:
         association = entity.associate(
             peer.host,
@@ -65,12 +69,12 @@ def associate(
             ae_title=peer.ae_title,
             max_pdu=128 * 1024,
             tls_args=None if tls is None else (tls, peer.host),
+            evt_handlers=handlers,
             **more,
         )
     except (OSError, RuntimeError) as error:
         return None, Outcome(Verdict.ABSENT, f"no association: {type(error).__name__}")
     if association.is_established:
-        answer_promptly(association)
         return association, None
     if association.is_rejected:
         answer = association.acceptor.primitive
@@ -79,8 +83,8 @@ def associate(
     return None, Outcome(Verdict.ABSENT, f"no association with {peer.ae_title} at {peer.host} port {peer.port}")
 
 
-def answer_promptly(association: Any) -> None:
-    """Keep an association from waiting 40 ms for every message, as two algorithms of TCP together make it.
+def answer_promptly(association: Any, timeout_s: float) -> None:
+    """Keep an association from waiting 40 ms for every message, and from waiting for ever for the rest of one.
 
     A peer that writes the head of a message and then the rest waits for the ACK of the head (Nagle), which this
     system sends 40 ms later (delayed ACK): dcmtk and Orthanc answer a C-STORE so. Here small packets go out at once,
@@ -89,7 +93,9 @@ def answer_promptly(association: Any) -> None:
     Parameters
     ----------
     association : pynetdicom.association.Association
-        An established one.
+        One whose connection is open.
+    timeout_s : float
+        Longest wait for the next bytes of a message that has begun, or for room to send; the library has none.
     """
     carrier = association.dul.socket
     receive, quick = carrier.recv, getattr(socket, "TCP_QUICKACK", None)
@@ -104,6 +110,7 @@ def answer_promptly(association: Any) -> None:
             set_option(quick)
         return data
 
+    carrier.socket.settimeout(timeout_s)
     set_option(socket.TCP_NODELAY)
     carrier.recv = receive_and_acknowledge
 
