@@ -116,7 +116,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_files_and_table(
     assert main(["segment", str(bundle), str(films), "-o", str(whole), "--workers", "1"]) == 1
     arguments = [str(bundle), str(films), "-o", str(out), "--workers", "2", "--resume"]
     kills = random.Random(0)
-    codes = [run_and_kill(arguments, out, kills.randint(3, 9), kill) for kill in (os.kill, os.killpg, os.killpg)]
+    codes = [run_and_kill(arguments, out, kills.randint(3, 9), kill) for kill in (os.kill, os.killpg)]
     assert -signal.SIGKILL in codes
     assert main(["segment", *arguments]) == 1
     assert hashes(out) == hashes(whole)
@@ -208,6 +208,17 @@ def test_a_cluster_gives_the_same_files_and_table(bundle: Path, films: Path, tmp
     assert done.returncode == 1, done.stderr
     assert hashes(out) == hashes(whole)
     assert table(out) == table(whole)
+
+
+@pytest.mark.skipif(not find("ray"), reason="Ray is not installed")
+def test_a_cluster_that_does_not_answer_is_one_line_before_anything_is_opened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:none"):
+        assert main(["segment", str(tmp_path / "bundle"), str(tmp_path), "-o", str(out), "--ray", address]) == 1
+        assert f"error: no Ray cluster answers at {address}" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_without_ray_the_extra_is_named_before_anything_is_opened(

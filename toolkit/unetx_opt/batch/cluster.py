@@ -11,12 +11,16 @@ import itertools
 import json
 import logging
 import os
+import platform
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from unetx_opt.batch.settings import BatchSettings, EngineFacts, Task, settings_from_json, settings_to_json
 from unetx_opt.batch.worker import SegmentWorker
+from unetx_opt.errors import UnetxError
 from unetx_opt.optional import require
 
 if TYPE_CHECKING:
@@ -29,6 +33,7 @@ __all__ = ["ray_runner"]
 PORTION: Final = 4096
 #: Inputs of one unit of work.
 _BLOCK: Final = 4
+_KNOCK_S: Final = 10.0
 
 
 def ray_runner(address: str, workers: int) -> Runner:
@@ -39,14 +44,17 @@ def ray_runner(address: str, workers: int) -> Runner:
     address : str
         As `ray.init` takes it: "auto", "local" to start a cluster of this machine alone, "HOST:PORT", "ray://...".
     workers : int
-        Workers, each with one processor of the cluster.
+        Workers, each with as many processors of the cluster as an inference has threads.
 
     Raises
     ------
     MissingPackageError
         Ray is not installed.
+    UnetxError
+        Nothing answers at the address.
     """
     ray = require("ray", purpose="segmenting over a cluster")
+    _check_address(address)
 
     def run(
         settings: BatchSettings, facts: EngineFacts, first: SegmentWorker, tasks: Iterator[Task]
@@ -54,8 +62,7 @@ def ray_runner(address: str, workers: int) -> Runner:
         first.close()  # it has told what is to be opened, and its memory is wanted elsewhere
         data = require("ray.data", purpose="segmenting over a cluster")
         chosen = settings_to_json(dataclasses.replace(settings, target=facts.target))
-        _silence_ray()
-        ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+        _connect(ray, address)
         try:
             data.DataContext.get_current().enable_progress_bars = False
             while portion := [_to_row(task) for task in itertools.islice(tasks, PORTION)]:
@@ -64,10 +71,12 @@ def ray_runner(address: str, workers: int) -> Runner:
                     RaySegmenter,
                     fn_constructor_args=(chosen, dataclasses.asdict(facts)),
                     compute=data.ActorPoolStrategy(size=min(workers, blocks)),
-                    num_cpus=1,
+                    num_cpus=settings.threads or 1,
                 )
                 for answer in answers.iter_rows():
-                    yield json.loads(answer["row"])
+                    yield _read_answer(answer["row"])
+        except ray.exceptions.RayError as error:
+            raise UnetxError(f"the Ray cluster failed ({type(error).__name__}): go on with --resume") from error
         finally:
             ray.shutdown()
 
@@ -87,23 +96,49 @@ class RaySegmenter:
 
     def __init__(self, settings: str, facts: dict[str, Any]) -> None:
         self._worker = SegmentWorker(settings_from_json(settings), EngineFacts(**facts))
-        self._worker.open()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Segment one input; rows cross the cluster as text, since Arrow knows fewer types than JSON."""
         task = json.loads(row["task"])
-        return {"row": json.dumps(self._worker.segment(Task(Path(task["source"]), task["stem"])))}
+        try:
+            answer = self._worker.segment(Task(Path(task["source"]), task["stem"]))
+        except UnetxError as error:  # of the worker and not of the input; told to the driver in its own words
+            answer = {"fault": f"{platform.node()}: {error}"}
+        return {"row": json.dumps(answer)}
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self._worker.close()
 
 
-def _silence_ray() -> None:
-    """Keep standard error for the inputs, and a cluster that is started here from reporting to its makers."""
+def _read_answer(text: str) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(text)
+    if "fault" in answer:
+        raise UnetxError(answer["fault"])
+    return answer
+
+
+def _check_address(address: str) -> None:
+    """Knock first: Ray itself would knock for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host:  # "auto", "local"
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UnetxError(f"no Ray cluster answers at {address} ({error}): start one, or say --ray local") from error
+
+
+def _connect(ray: ModuleType, address: str) -> None:
+    # Standard error is for the inputs, and a cluster that is started here does not report to its makers.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UnetxError(f"no Ray cluster at {address}: {reason}") from error
 
 
 def _to_row(task: Task) -> dict[str, Any]:

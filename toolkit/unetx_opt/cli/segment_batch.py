@@ -61,7 +61,11 @@ def segment_batch(
     workers = distribution.workers or 1
     plan = replace(settings.plan, folder=settings.plan.folder.absolute(), swept=True)
     keys = tuple(path.absolute() for path in settings.public_keys)
-    settings = share_threads(replace(settings, plan=plan, public_keys=keys), workers)
+    settings = replace(settings, plan=plan, public_keys=keys)
+    if distribution.ray_address is None:
+        settings = share_threads(settings, workers)
+    else:  # a worker of a cluster takes what it is given, one processor unless it is told otherwise
+        settings = replace(settings, threads=settings.threads or 1)
     with _watch(quiet=as_json) as watcher:
         result = run_batch(settings, inputs, _runner(distribution, workers), watcher, resume=distribution.resume)
     _print(result, settings, as_json=as_json)
