@@ -434,6 +434,16 @@ def test_stable_uids_are_the_same_again_and_differ_by_source_bundle_and_kind():
         assert uuid.UUID(int=int(uid[5:])).version == 5
 
 
+@pytest.mark.parametrize(
+    ("keyword", "values"),
+    [("PatientID", ["a", "b"]), ("StudyID", ["a", "b"]), ("PixelSpacing", [1, 2, 3]), ("PatientOrientation", ["L"])],
+)
+def test_what_has_more_or_fewer_values_than_it_may_stays_behind(keyword, values):
+    image = read_dicom_bytes(radiograph(**{keyword: values}), WITH_SOURCE)
+    assert keyword not in pydicom.Dataset.from_json(image.source_json)
+    assert "WindowCenter" in pydicom.Dataset.from_json(image.source_json)
+
+
 def test_what_results_repeat_leaves_nothing_malformed_and_nothing_else_behind():
     sentinel = "S3cretNote"
     data = radiograph(

@@ -41,6 +41,8 @@ KEPT_KEYWORDS: Final = (
 )
 _MAX_JSON_BYTES: Final = 1 << 19  # two tables of 65536 entries are 350 kB
 _TABLES: Final = ("ModalityLUTSequence", "VOILUTSequence")
+#: Value multiplicity -> how many values there may be; an empty element has none. Others are not limited.
+_COUNTS: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType({"1": (0, 1), "2": (0, 2)})
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 #: Value representation -> what each of its values must be (PS3.5 6.2), with room for what is common and harmless.
 _VALUES: Final[Mapping[str, re.Pattern[str]]] = MappingProxyType(
@@ -132,7 +134,7 @@ def parse_header(text: str) -> Dataset:
 
 
 def _sound_element(dataset: Dataset, keyword: str) -> DataElement | None:
-    """An element with the value representation and values that its keyword has, or None."""
+    """An element with the value representation and as many values as its keyword has, or None."""
     datadict = require("pydicom.datadict", purpose="reading a DICOM header")
     pydicom = require("pydicom", purpose="reading a DICOM header")
     vr = str(datadict.dictionary_VR(keyword))
@@ -145,6 +147,9 @@ def _sound_element(dataset: Dataset, keyword: str) -> DataElement | None:
         # Whatever pydicom raises on a malformed value: the element is left out.
         return None
     if value is None or not all(_VALUES[vr].fullmatch(text) and not _CONTROL.search(text) for text in texts):
+        return None
+    counts = _COUNTS.get(str(datadict.dictionary_VM(keyword)))
+    if counts is not None and len(texts) not in counts:
         return None
     sound: DataElement = pydicom.DataElement(datadict.tag_for_keyword(keyword), vr, _plain(vr, texts))
     return sound
