@@ -132,6 +132,7 @@ class Attempt:
             directory=directory,
             layer_types=graphs.layer_types,
             graph_int8={name: graph.path for name, graph in graphs.quantized.items()},
+            graph_gated=graphs.gated,
             compute_capabilities=self.options.compute_capabilities,
             options=self.options.target_options,
         )

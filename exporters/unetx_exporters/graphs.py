@@ -17,7 +17,7 @@ from unetx_opt.bundle.parts import KeptLayer, Operations, PrecisionRecord
 from unetx_opt.imaging.preprocess import prepare_image
 from unetx_opt.models.variants import variant_spec
 from unetx_opt.optional import require
-from unetx_opt.specs import InputContract, ModelSpec, Precision
+from unetx_opt.specs import Gate, InputContract, ModelSpec, Precision
 
 if TYPE_CHECKING:
     import onnx
@@ -53,6 +53,8 @@ class GraphRequest:
     logit_error : float
         Largest error of a logit that float16 may bring on the probe images, relative to the largest logit: layers
         are kept in float32 until it holds.
+    gate_operator : bool
+        Also write the typed graph with each neighbourhood gate as one operator, for an engine with a kernel for it.
     """
 
     precision: Precision
@@ -61,6 +63,7 @@ class GraphRequest:
     images: GateImages | None = None
     seed: int = 0
     logit_error: float = 0.03
+    gate_operator: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,8 @@ class GraphSet:
         Tensors of every graph where a skip connection joins, in the order of computation.
     quantized : mapping of str to QuantizedGraph
         Quantization scheme -> graph with Q/DQ pairs; empty unless int8 was asked for.
+    gated : pathlib.Path or None
+        As in `unetx_exporters.request.BuildRequest`.
     """
 
     fp32: Path
@@ -91,12 +96,14 @@ class GraphSet:
     operations: Operations
     junctions: tuple[str, ...]
     quantized: Mapping[str, QuantizedGraph] = field(default_factory=lambda: MappingProxyType({}))
+    gated: Path | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
         """Every file once."""
         quantized = (graph.path for graph in self.quantized.values())
-        return tuple(dict.fromkeys((self.fp32, self.typed, self.stored, *quantized)))
+        gated = () if self.gated is None else (self.gated,)
+        return tuple(dict.fromkeys((self.fp32, self.typed, self.stored, *quantized, *gated)))
 
     def of_scheme(self, scheme: str | None) -> tuple[Path, Mapping[str, str]]:
         """Typed graph and its layers' types for targets of a quantization scheme; None is for all of them."""
@@ -147,7 +154,29 @@ def make_graphs(model: UNet, request: GraphRequest) -> GraphSet:
         ),
         operations=_count_operations(traced.model, model.spec, request.contract),
         junctions=traced.junctions,
+        gated=_write_gated(model, request, kept) if request.gate_operator else None,
     )
+
+
+def _write_gated(model: UNet, request: GraphRequest, kept: Sequence[KeptLayer]) -> Path | None:
+    """Write the typed graph with its gates as operators; None without gates, or for int8."""
+    from unetx_exporters.onnx.attention_function import has_gates
+    from unetx_exporters.onnx.precision import convert_fp16
+    from unetx_exporters.onnx.trace import trace_onnx
+    from unetx_exporters.onnx.verify import require_parity, unmarked_parity
+
+    if model.spec.gate is not Gate.NEIGHBOURHOOD or request.precision is Precision.INT8:
+        return None
+    traced = trace_onnx(model, request.contract.height, request.contract.width, gate_operator=True)
+    names = {node.name for node in traced.model.graph.node}
+    # A layer inside a gate cannot be kept in float32 where the gate is one operator.
+    if not has_gates(traced.model) or any(layer.name not in names for layer in kept):
+        return None
+    parity = unmarked_parity(traced.model, parity_inputs(request), traced.junctions)
+    require_parity([parity], "the ONNX graph with gates as operators")
+    half = request.precision is Precision.FP16
+    typed = convert_fp16(traced.model, [layer.name for layer in kept]) if half else traced.model
+    return _write(request.directory / "gated.onnx", typed)
 
 
 def break_fusions(graphs: GraphSet) -> None:

@@ -111,7 +111,8 @@ class _Task:
     def graph_request(self, logit_error: float = _LOGIT_ERRORS[0]) -> GraphRequest:
         options = self.attempt.options
         contract = self.attempt.contract
-        return GraphRequest(options.precision, contract, self.scratch, self.images, options.seed, logit_error)
+        gated = any(row.takes_gates for row in self.targets)
+        return GraphRequest(options.precision, contract, self.scratch, self.images, options.seed, logit_error, gated)
 
 
 def _build_fp32(task: _Task) -> Findings:

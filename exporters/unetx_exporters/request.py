@@ -39,6 +39,9 @@ class BuildRequest:
     graph_int8 : mapping of str to pathlib.Path
         Quantization scheme ("cpu", "tensorrt") to the graph with Q/DQ pairs made for it; empty unless int8 was
         asked for. What a builder is given as `graph` is its own scheme's.
+    graph_gated : pathlib.Path or None
+        `graph` with each neighbourhood gate as one operator ``unetx::AttentionGate`` that has a body, where the model
+        has such gates and a target asked for it.
     compute_capabilities : tuple of str
         CUDA compute capabilities asked for, such as "8.6"; CPU targets ignore them.
     options : mapping of str to object
@@ -52,5 +55,6 @@ class BuildRequest:
     directory: Path
     layer_types: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     graph_int8: Mapping[str, Path] = field(default_factory=lambda: MappingProxyType({}))
+    graph_gated: Path | None = None
     compute_capabilities: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))

@@ -34,6 +34,8 @@ class TargetRow:
     scheme : str or None
         How an int8 graph for it is quantized, a key of `unetx_exporters.quantize.candidates.SCHEMES`; None where
         the target has no 8-bit convolution.
+    takes_gates : bool
+        Whether its builder has a kernel for the operator ``unetx::AttentionGate``.
     """
 
     name: str
@@ -41,6 +43,7 @@ class TargetRow:
     reason: str
     builder: str
     scheme: str | None
+    takes_gates: bool = False
 
     def why_not(self, host: Host) -> str | None:
         """Say why this target cannot be built on a machine, or None where it can."""
@@ -69,15 +72,19 @@ def _resolve(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _row(name: str, summary: str, module: str, scheme: str | None) -> TargetRow:
+def _row(name: str, summary: str, module: str, scheme: str | None, *, takes_gates: bool = False) -> TargetRow:
     noun = name.replace("-", "_")
     path = f"{_PACKAGE}.{module}.build"
-    return TargetRow(name, summary, f"{path}:why_not_build_{noun}", f"{path}:build_{noun}", scheme)
+    return TargetRow(name, summary, f"{path}:why_not_build_{noun}", f"{path}:build_{noun}", scheme, takes_gates)
 
 
 _ROWS: Final = (
     _row(
-        "tensorrt", "TensorRT 10.16 or newer, for the GPU of this machine or a family of GPUs", "tensorrt", "tensorrt"
+        "tensorrt",
+        "TensorRT 10.16 or newer, for the GPU of this machine or a family of GPUs",
+        "tensorrt",
+        "tensorrt",
+        takes_gates=True,
     ),
     _row("tensorrt-rtx", "TensorRT-RTX, for any RTX GPU; built without a GPU", "tensorrt", "tensorrt"),
     _row("onnxruntime-cuda", "ONNX Runtime on CUDA", "onnxruntime", None),

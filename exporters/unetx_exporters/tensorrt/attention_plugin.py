@@ -10,14 +10,17 @@ from pathlib import Path
 from types import GenericAlias
 from typing import Any, Final
 
-from unetx_exporters.onnx.attention_function import DOMAIN, OPERATOR
 from unetx_kernels.attention_gate.plugin import KERNEL, compile_plugin
+from unetx_kernels.binaries import why_not_compile
 from unetx_kernels.errors import KernelError
 from unetx_opt.errors import ExportError
+from unetx_opt.files import write_file
+from unetx_opt.optional import require
 
-__all__ = ["PLUGIN", "prefer_built_in_kernels", "register_attention_plugin", "why_not_plugin"]
+__all__ = ["PLUGIN", "prefer_built_in_kernels", "register_attention_plugin", "why_not_plugin", "write_plugin_graph"]
 
-PLUGIN: Final = f"{DOMAIN}::{OPERATOR}"
+#: Domain and name of the operator of `unetx_exporters.onnx.attention_function`, as TensorRT joins them.
+PLUGIN: Final = "unetx::AttentionGate"
 #: What a TensorRT must have; 10.15 is the first with all of it.
 _NEEDED: Final = ("IPluginV3QuickAOTBuild", "KernelLaunchParams", "ISymExprs", "QuickPluginCreationRequest")
 _MODULE_NEEDED: Final = (
@@ -61,9 +64,9 @@ def register_attention_plugin(trt: Any, plugin: Any, cache: Path) -> None:
     Raises
     ------
     ExportError
-        This TensorRT takes no such plugin.
+        This TensorRT takes no such plugin, or no compiler runs here for its kernel.
     """
-    reason = why_not_plugin(trt, plugin)
+    reason = why_not_plugin(trt, plugin) or why_not_compile()
     if reason is not None:
         raise ExportError(reason)
 
@@ -96,6 +99,28 @@ def register_attention_plugin(trt: Any, plugin: Any, cache: Path) -> None:
     plugin.register(PLUGIN)(describe)
     plugin.autotune(PLUGIN)(tune)
     plugin.aot_impl(PLUGIN)(implement)
+
+
+def write_plugin_graph(gated: Path, path: Path) -> None:
+    """Write a graph whose gates the parser of TensorRT can only take as the plugin.
+
+    With a body beside them it would read that instead. The node says which of a plugin's implementations is wanted,
+    so that none that calls Python at run time can be taken.
+
+    Parameters
+    ----------
+    gated, path : pathlib.Path
+        The graph with gates as operators, and the file to write.
+    """
+    onnx = require("onnx", purpose="marking a graph for a plugin")
+    namespace, _, name = PLUGIN.partition("::")
+    model = onnx.load(gated)
+    del model.functions[:]
+    for node in model.graph.node:
+        if (node.domain, node.op_type) == (namespace, name):
+            marks = {"plugin_namespace": namespace, "plugin_version": "1", "aot": 1}
+            node.attribute.extend(onnx.helper.make_attribute(mark, value) for mark, value in marks.items())
+    write_file(path, model.SerializeToString())
 
 
 def _check_attributes(theta: Any, dilation: int, scale: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import platform
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ from typing import Final
 
 from unetx_exporters.quantize.share import require_int8
 from unetx_exporters.request import BuildRequest
+from unetx_exporters.tensorrt.attention_plugin import write_plugin_graph
 from unetx_exporters.tensorrt.attest import arithmetic_nodes, attest_layers, read_layers
 from unetx_exporters.tensorrt.header import (
     CAPABILITY_BITS,
@@ -45,6 +47,7 @@ _OLDEST: Final = {"tensorrt": "10.16", "tensorrt-rtx": "1.7"}
 _GRAPH_NAME: Final = "graph.onnx"
 _PLAN_NAME: Final = "engine.plan"
 _CACHE_NAME: Final = "timing.cache"
+_PLUGIN_NAME: Final = "plugin.onnx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,7 @@ def build_tensorrt(request: BuildRequest) -> tuple[EngineRecord, ...]:
         max_batch=options.max_batch,
         compatibility=options.compatibility,
         timing_cache=_CACHE_NAME if options.cache_path is not None else "",
+        plugin_graph=_PLUGIN_NAME if request.graph_gated is not None and options.attention_plugin else "",
     )
     with _cleared_on_error(request, "tensorrt"):
         return (_build_engine(request, _Engine("tensorrt", "engine.plan", capabilities, order, options)),)
@@ -160,7 +164,7 @@ def _build_engine(request: BuildRequest, engine: _Engine) -> EngineRecord:
         shutil.copyfile(request.graph, directory / _GRAPH_NAME)
         if cache is not None and cache.exists():
             shutil.copyfile(cache, directory / _CACHE_NAME)
-        result = run_builder(engine.order, directory, engine.options.limits)
+        result, gates = _run(request, engine, directory)
         if engine.order.compute_capabilities:
             _check_plan(directory / _PLAN_NAME, engine, result)
         layers = read_layers(result.reports, nodes)
@@ -173,13 +177,28 @@ def _build_engine(request: BuildRequest, engine: _Engine) -> EngineRecord:
     return EngineRecord(
         target=engine.target,
         files=(name,),
-        settings=_settings(engine),
+        settings=_settings(engine) | gates,
         storage_dtype=found.storage_dtype,
         compute_dtype=found.compute_dtype,
         layers=found.layers,
         compute_capabilities=engine.capabilities,
         tools={engine.order.package: result.version},
     )
+
+
+def _run(request: BuildRequest, engine: _Engine, directory: Path) -> tuple[BuilderResult, dict[str, str]]:
+    """Build, with the plugin of the gate if there is one; what comes in its way leaves the standard operators."""
+    if not engine.order.plugin_graph or request.graph_gated is None:
+        return run_builder(engine.order, directory, engine.options.limits), {}
+    try:
+        write_plugin_graph(request.graph_gated, directory / engine.order.plugin_graph)
+        built = run_builder(engine.order, directory, engine.options.limits)
+    except ExportError as error:
+        plain = dataclasses.replace(engine.order, plugin_graph="")
+        return run_builder(plain, directory, engine.options.limits), {
+            "attention_gate": f"standard operators: {error}"
+        }
+    return built, {"attention_gate": "plugin"}
 
 
 def _check_plan(plan: Path, engine: _Engine, result: BuilderResult) -> None:

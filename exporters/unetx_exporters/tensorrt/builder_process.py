@@ -74,7 +74,7 @@ def _build(order: PlanOrder) -> dict[str, Any]:
     trt = require(order.package, purpose="building this engine")
     cache = Path(order.timing_cache) if order.timing_cache else None
     known = cache.read_bytes() if cache is not None and cache.exists() else None
-    built = build_plan(trt, order, Path(order.graph).read_bytes(), known)
+    built = build_plan(trt, order, Path(order.plugin_graph or order.graph).read_bytes(), known)
     Path(order.plan).write_bytes(built.plan)
     if cache is not None and built.timing_cache is not None:
         cache.write_bytes(built.timing_cache)

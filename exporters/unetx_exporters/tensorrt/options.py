@@ -33,6 +33,8 @@ class TensorRTOptions:
         Seconds after which the build of one engine is ended.
     memory_mib : int
         Resident memory in MiB at which the build of one engine is ended.
+    attention_plugin : bool
+        For TensorRT: put the fused kernel of the neighbourhood gate into the engine where the version takes it.
     """
 
     max_batch: int = 4
@@ -40,6 +42,7 @@ class TensorRTOptions:
     timing_cache: str = ""
     timeout_s: float = 1800.0
     memory_mib: int = 16384
+    attention_plugin: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_batch <= 256:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from unetx_exporters.tensorrt.layers import DUMP_TITLE
 from unetx_opt.errors import ExportError
+from unetx_opt.optional import require
 from unetx_opt.runtime.sessions.base import INPUT_NAME, OUTPUT_NAME
 
 __all__ = ["COMPATIBILITY_LEVELS", "PACKAGES", "BuiltPlan", "PackageRow", "PlanOrder", "build_plan"]
@@ -44,6 +45,8 @@ class PlanOrder:
         A key of `COMPATIBILITY_LEVELS`, for a package that builds for the GPU that is there.
     timing_cache : str
         Name of a file with measured kernels to start from and to leave behind; empty for none.
+    plugin_graph : str
+        Name of the ONNX file whose gates are nodes of the plugin, which is then built; empty for `graph`.
     """
 
     package: str
@@ -53,6 +56,7 @@ class PlanOrder:
     compute_capabilities: tuple[str, ...] = ()
     compatibility: str = "none"
     timing_cache: str = ""
+    plugin_graph: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +90,15 @@ class PackageRow:
         ``(config, bytes or None) -> cache or None``: give the builder its timing cache.
     load_plugins : callable
         ``(trt, log)``: register operators beyond the built-in ones.
+    load_gates : callable
+        ``(trt)``: register the plugin of the attention gate, and give the flags that its network needs; an
+        `ExportError` where there is none.
     """
 
     select_gpu: Callable[[Any, Any, PlanOrder], None]
     load_cache: Callable[[Any, bytes | None], Any]
     load_plugins: Callable[[Any, Any], None]
+    load_gates: Callable[[Any], int]
 
 
 def build_plan(trt: Any, order: PlanOrder, graph: bytes, timing_cache: bytes | None = None) -> BuiltPlan:
@@ -103,7 +111,8 @@ def build_plan(trt: Any, order: PlanOrder, graph: bytes, timing_cache: bytes | N
     order : PlanOrder
         What to build.
     graph : bytes
-        Typed ONNX graph: ``image`` float32 (N, C, H, W), N dynamic, to ``logits`` float32 (N, K, H, W).
+        Typed ONNX graph: ``image`` float32 (N, C, H, W), N dynamic, to ``logits`` float32 (N, K, H, W); with nodes of
+        the plugin where the order names such a graph.
     timing_cache : bytes, optional
         What an earlier build left.
 
@@ -116,9 +125,10 @@ def build_plan(trt: Any, order: PlanOrder, graph: bytes, timing_cache: bytes | N
     row = PACKAGES[order.package]
     log = _open_log(trt)
     row.load_plugins(trt, log)
+    gate_flags = row.load_gates(trt) if order.plugin_graph else 0
     builder = trt.Builder(log)
     builder.max_threads = 1  # the order in which several would finish shows in the plan's bytes
-    network = builder.create_network(_network_flags(trt))
+    network = builder.create_network(_network_flags(trt) | gate_flags)
     parser = trt.OnnxParser(network, log)
     if not parser.parse(graph):
         raise ExportError(f"{order.package} cannot read the ONNX graph: {_parser_error(parser, log)}")
@@ -248,11 +258,25 @@ def _load_standard_plugins(trt: Any, log: Any) -> None:
     trt.init_libnvinfer_plugins(log, "")
 
 
+def _no_gates(trt: Any) -> int:
+    raise ExportError("tensorrt_rtx takes no plugin: build its graph of standard operators")
+
+
+def _load_gates(trt: Any) -> int:
+    # Imported here: other builds need neither, and what a builder process has loaded shows in a plan's bytes.
+    from unetx_exporters.tensorrt.attention_plugin import prefer_built_in_kernels, register_attention_plugin
+    from unetx_kernels.binaries import default_cache
+
+    plugin = require("tensorrt.plugin", purpose="the plugin of the attention gate")
+    register_attention_plugin(trt, plugin, default_cache())
+    return prefer_built_in_kernels(trt)
+
+
 #: Package -> what is its own.
 PACKAGES: Final[Mapping[str, PackageRow]] = MappingProxyType(
     {
-        "tensorrt": PackageRow(_select_compatibility_level, _load_timing_cache, _load_standard_plugins),
-        "tensorrt_rtx": PackageRow(_select_compute_capabilities, _no_cache, _no_plugins),
+        "tensorrt": PackageRow(_select_compatibility_level, _load_timing_cache, _load_standard_plugins, _load_gates),
+        "tensorrt_rtx": PackageRow(_select_compute_capabilities, _no_cache, _no_plugins, _no_gates),
     }
 )
 

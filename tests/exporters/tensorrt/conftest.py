@@ -31,6 +31,12 @@ def _load(name: str) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def load_beside() -> Callable[[str], ModuleType]:
+    """Return a function that loads a module beside the tests."""
+    return _load
+
+
+@pytest.fixture(scope="session")
 def surface() -> ModuleType:
     """The names that the sources use, and the reduced surfaces of the packages."""
     return _load("surface")

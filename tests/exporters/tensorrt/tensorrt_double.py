@@ -174,10 +174,13 @@ def _parser(package: Package) -> Callable[[Any, Any], Guarded]:
         error = package.make(
             "ParserError", node_name=lambda: "stem", node_operator=lambda: "Conv", desc=lambda: "no\n good"
         )
-        fails = package.answers["parse_fails"]
-        return package.make(
-            "OnnxParser", parse=lambda graph: not fails, num_errors=int(fails), get_error=lambda index: error
-        )
+        fails = package.answers["parse_fails"] or bool(package.answers["refused"])
+
+        def parse(graph: bytes) -> bool:
+            refused = package.answers["refused"]
+            return not package.answers["parse_fails"] and not (refused and refused in graph)
+
+        return package.make("OnnxParser", parse=parse, num_errors=int(fails), get_error=lambda index: error)
 
     return construct
 
@@ -266,6 +269,7 @@ _ANSWERS: dict[str, Any] = {
     "plan": b"a plan of the test double",
     "max_batch": 2,
     "parse_fails": False,
+    "refused": b"",
     "build_error": "",
     "log_dump": "",
     "inspector_json": "{}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,35 +15,17 @@ from unetx_exporters.tensorrt.attention_plugin import (
     prefer_built_in_kernels,
     register_attention_plugin,
     why_not_plugin,
+    write_plugin_graph,
 )
+from unetx_exporters.tensorrt.attest import ARITHMETIC, arithmetic_nodes
 from unetx_kernels.binaries import why_not_compile
 from unetx_opt.errors import ExportError
 
 
-class _Plugin(SimpleNamespace):
-    """As much of tensorrt.plugin as is used; expressions are plain numbers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.registered: dict[str, Any] = {}
-        self.TensorDesc = SimpleNamespace
-        self.AutoTuneCombination = lambda *fields: fields
-        self.KernelLaunchParams = SimpleNamespace
-        self.SymIntExprs = lambda count: [None] * count
-        self.SymInt32 = lambda value: ("int32", value)
-        for kind in ("register", "autotune", "aot_impl"):
-            setattr(self, kind, self._decorator(kind))
-
-    def _decorator(self, kind: str) -> Any:
-        def decorate(name: str) -> Any:
-            assert name == PLUGIN
-            return lambda function: self.registered.setdefault(kind, function)
-
-        return decorate
-
-    @staticmethod
-    def cdiv(value: int, by: int) -> int:
-        return -(-value // by)
+@pytest.fixture
+def plugin(load_beside: Callable[[str], Any]) -> Any:
+    """The double of tensorrt.plugin."""
+    return load_beside("plugin_double").Plugin(PLUGIN)
 
 
 def _tensorrt() -> Any:
@@ -61,11 +44,10 @@ def _tensor(*shape: int) -> Any:
     return SimpleNamespace(shape=shape, shape_expr=shape, dtype="half", like=lambda: "like")
 
 
-def test_a_double_of_tensorrt_is_given_the_kernel_with_its_grid_and_sizes(tmp_path: Path) -> None:
+def test_a_double_of_tensorrt_is_given_the_kernel_with_its_grid_and_sizes(plugin: Any, tmp_path: Path) -> None:
     reason = why_not_compile()
     if reason is not None:
         pytest.skip(reason)
-    plugin = _Plugin()
     register_attention_plugin(_tensorrt(), plugin, tmp_path)
     theta, values = _tensor(2, 4, 33, 70), _tensor(2, 16, 33, 70)
     attributes = {"window": 5, "dilation": 1, "scale": 0.5}
@@ -80,8 +62,9 @@ def test_a_double_of_tensorrt_is_given_the_kernel_with_its_grid_and_sizes(tmp_pa
 
 
 @pytest.mark.parametrize("change", [{"dilation": 2}, {"scale": 1.0}], ids=["dilation", "scale"])
-def test_what_the_kernel_does_not_compute_is_refused_by_the_double(change: dict[str, Any], tmp_path: Path) -> None:
-    plugin = _Plugin()
+def test_what_the_kernel_does_not_compute_is_refused_by_the_double(
+    change: dict[str, Any], plugin: Any, tmp_path: Path
+) -> None:
     register_attention_plugin(_tensorrt(), plugin, tmp_path)
     attributes = {"window": 5, "dilation": 1, "scale": 0.5} | change
     theta = _tensor(2, 4, 8, 8)
@@ -99,12 +82,46 @@ def test_tensorrt_for_rtx_says_what_it_lacks() -> None:
     )
 
 
-def test_the_double_has_only_names_of_both_real_releases_and_not_of_rtx() -> None:
+def test_the_double_has_only_names_of_both_real_releases_and_not_of_rtx(plugin: Any) -> None:
     """The names were read from the real packages."""
     releases = json.loads(Path(__file__).with_name("golden").joinpath("plugin-names.json").read_text())
     for version, names in releases.items():
-        reason = why_not_plugin(SimpleNamespace(__name__=version, **dict.fromkeys(names)), _Plugin())
+        reason = why_not_plugin(SimpleNamespace(__name__=version, **dict.fromkeys(names)), plugin)
         assert (reason is None) == version.startswith("tensorrt-"), reason
         if reason is None:
             assert {"grid_x", "block_x", "block_y", "shared_mem"} <= set(names["KernelLaunchParams"])
             assert "PREFER_AOT_PYTHON_PLUGINS" in names["NetworkDefinitionCreationFlag"]
+
+
+def test_the_plugin_is_named_as_the_operator() -> None:
+    pytest.importorskip("onnx")
+    from unetx_exporters.onnx.attention_function import DOMAIN, OPERATOR
+
+    assert f"{DOMAIN}::{OPERATOR}" == PLUGIN
+
+
+def test_a_graph_for_the_plugin_names_it_and_has_no_body_beside_it(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("torch")
+    from unetx_exporters.onnx.trace import trace_onnx
+    from unetx_opt.models.unet import build_model
+    from unetx_opt.models.variants import variant_spec
+
+    model = build_model(variant_spec("attention", width=4, depth=2)).eval()
+    plain, gated = (trace_onnx(model, 32, 32, gate_operator=operator).model for operator in (False, True))
+    onnx.save(gated, tmp_path / "gated.onnx")
+    write_plugin_graph(tmp_path / "gated.onnx", tmp_path / "plugin.onnx")
+    marked = onnx.load(tmp_path / "plugin.onnx")
+    assert len(gated.functions) == 1
+    assert not marked.functions
+    gates = [node for node in marked.graph.node if node.domain == "unetx"]
+    assert gates
+    for node in gates:
+        given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        expected = {"plugin_namespace": b"unetx", "plugin_version": b"1", "aot": 1}
+        assert expected.items() <= given.items()
+        assert {"window", "dilation", "scale"} <= set(given)
+    # What an attestation looks for has the same names in both forms.
+    assert arithmetic_nodes(tmp_path / "gated.onnx") == tuple(
+        node.name for node in plain.graph.node if node.op_type in ARITHMETIC
+    )

@@ -30,7 +30,11 @@ double = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(double)
 surface = json.loads((here / "golden" / "surface-{version}.json").read_text())
 report = (here / "golden" / "inspector-by-hand.json").read_text()
-sys.modules[__name__] = double.Package(surface, {number!r}, inspector_json=report)
+sys.modules[__name__] = double.Package(surface, {number!r}, inspector_json=report, refused={refused!r})
+spec = importlib.util.spec_from_file_location("plugin_double", here / "plugin_double.py")
+plugin = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(plugin)
+sys.modules["tensorrt.plugin"] = plugin.Plugin("unetx::AttentionGate")
 """
 
 
@@ -38,14 +42,31 @@ sys.modules[__name__] = double.Package(surface, {number!r}, inspector_json=repor
 def version(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Give the builder process a test double of TensorRT, and this process a GPU."""
     name: str = request.param
-    number = name.partition("-")[2]
     folder = tmp_path / "double"
     folder.mkdir()
-    text = SHIM.format(here=str(HERE), version=name, number=number)
-    (folder / "tensorrt.py").write_text(text, encoding="utf-8")
+    _write_shim(folder, name)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setattr(build, "probe_cuda_device", lambda: CudaDevice("13.0", "a GPU", "8.6"))
-    return number
+    return name.partition("-")[2]
+
+
+def _write_shim(folder: Path, name: str, refused: bytes = b"") -> None:
+    text = SHIM.format(here=str(HERE), version=name, number=name.partition("-")[2], refused=refused)
+    (folder / "tensorrt.py").write_text(text, encoding="utf-8")
+
+
+@pytest.fixture
+def gated(make_request: Callable[..., BuildRequest], tmp_path: Path) -> BuildRequest:
+    """A request with a graph whose gates are operators: the same network, and a gate that no layer needs."""
+    onnx = pytest.importorskip("onnx")
+    request = make_request("fp16")
+    model = onnx.load(request.graph)
+    attributes = {"window": 3, "dilation": 1, "scale": 0.5}
+    model.graph.node.append(
+        onnx.helper.make_node("AttentionGate", ["a", "b", "c"], ["d"], name="gate", domain="unetx", **attributes)
+    )
+    onnx.save(model, tmp_path / "gated.onnx")
+    return dataclasses.replace(request, graph_gated=tmp_path / "gated.onnx")
 
 
 def test_an_engine_is_built_and_attested_with_a_test_double(
@@ -87,6 +108,28 @@ def test_an_engine_of_another_type_is_refused_and_leaves_nothing_with_a_test_dou
     with pytest.raises(ExportError, match=r"tensorrt: 5 of 5 layers .* down \(float32 asked, float16\)"):
         build_tensorrt(request)
     assert not (request.directory / "engines" / "tensorrt").exists()
+
+
+def test_the_gates_kernel_goes_into_the_engine_with_a_test_double(gated: BuildRequest, version: str) -> None:
+    (record,) = build_tensorrt(gated)
+    assert record.settings["attention_gate"] == "plugin"
+    assert record.layers == gated.layer_types
+
+
+def test_without_the_plugin_standard_operators_are_built_and_why_is_recorded_with_a_test_double(
+    gated: BuildRequest, version: str, tmp_path: Path
+) -> None:
+    _write_shim(tmp_path / "double", f"tensorrt-{version}", refused=b"AttentionGate")
+    (record,) = build_tensorrt(gated)
+    assert record.settings["attention_gate"] == (
+        "standard operators: tensorrt cannot read the ONNX graph: stem (Conv): no good"
+    )
+    assert (gated.directory / PLAN).read_bytes() == b"a plan of the test double"
+
+
+def test_the_plugin_can_be_left_out_with_a_test_double(gated: BuildRequest, version: str) -> None:
+    (record,) = build_tensorrt(dataclasses.replace(gated, options={"tensorrt_attention_plugin": False}))
+    assert "attention_gate" not in record.settings
 
 
 def test_another_gpu_than_the_one_that_is_there_is_refused_with_a_test_double(

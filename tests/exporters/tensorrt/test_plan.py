@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from unetx_exporters.tensorrt.plan import BuiltPlan, PlanOrder, build_plan
+from unetx_kernels.binaries import why_not_compile
 from unetx_opt.errors import ExportError
 
 TEN, ELEVEN, RTX = "tensorrt-10.16.1.11", "tensorrt-11.4.0.106", "tensorrt_rtx-1.7.1.116"
@@ -52,6 +54,27 @@ def test_the_network_is_always_strongly_typed_with_a_test_double(
     build(double, version)
     ((flags,),) = double.called("Builder.create_network")
     assert flags == sum(1 << int(getattr(double.NetworkDefinitionCreationFlag, name)) for name in names)
+
+
+@TENSORRT
+def test_the_kernels_of_gates_are_asked_for_with_a_test_double(
+    make_double: MakeDouble, version: str, load_beside: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = why_not_compile()
+    if reason is not None:
+        pytest.skip(reason)
+    plugin = load_beside("plugin_double").Plugin("unetx::AttentionGate")
+    monkeypatch.setitem(sys.modules, "tensorrt.plugin", plugin)
+    double = make_double(version)
+    build(double, version, plugin_graph="plugin.onnx")
+    assert set(plugin.registered) == {"register", "autotune", "aot_impl"}
+    ((flags,),) = double.called("Builder.create_network")
+    assert flags & (1 << int(double.NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS))
+
+
+def test_tensorrt_rtx_is_never_given_a_plugin_with_a_test_double(make_double: MakeDouble) -> None:
+    with pytest.raises(ExportError, match="tensorrt_rtx takes no plugin"):
+        build(make_double(RTX), RTX, plugin_graph="plugin.onnx")
 
 
 def test_the_double_refuses_what_a_version_does_not_have(make_double: MakeDouble) -> None:
