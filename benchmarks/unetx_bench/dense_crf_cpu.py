@@ -5,6 +5,8 @@
 prints one JSON object. The backends take turns on every image, so that what else the machine does hits both;
 an image's ratio is of medians over its rounds. Logits come from the shipped network (``--logits network``), or from
 the true masks, blurred, shifted by smooth noise and by noise of single pixels (``--logits mask``, without PyTorch).
+``--exact 3`` also computes the definition itself on three whole images, in some minutes: it says whose error it is
+that separates the two.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from unetx_bench.dense_crf_exact import infer_exactly
 from unetx_kernels.dense_crf.reference import Energies, infer_mean_field
 from unetx_opt.imaging.dense_crf import BACKENDS, CrfParameters, refine
 from unetx_opt.imaging.postprocess import label_mask
@@ -39,6 +42,7 @@ _NETWORK_PX: Final = 256
 
 Logits = NDArray[np.float32]
 LogitSource = Callable[[Path, str], Logits]
+Definition = Callable[[Logits, NDArray[np.uint8], Energies, int], NDArray[np.float64]]
 
 
 @click.command()
@@ -47,7 +51,8 @@ LogitSource = Callable[[Path, str], Logits]
 @click.option("--size", "sizes", multiple=True, default=(512, 1024), help="Height and width in pixels.")
 @click.option("--rounds", default=3, help="Timed runs of each backend on each image.")
 @click.option("--logits", "source", type=click.Choice(("network", "mask")), default="network")
-def main(data: Path, images: int, sizes: tuple[int, ...], rounds: int, source: str) -> None:
+@click.option("--exact", default=0, help="Images, from 2, compared with the definition at the first size.")
+def main(data: Path, images: int, sizes: tuple[int, ...], rounds: int, source: str, exact: int) -> None:
     """Measure and print JSON."""
     for row in map(BACKENDS.__getitem__, _BACKENDS):
         if reason := row.why_not():
@@ -63,6 +68,8 @@ def main(data: Path, images: int, sizes: tuple[int, ...], rounds: int, source: s
         "sizes": [_measure_size(data, plain, size_px, rounds) for size_px in sizes],
         "reference": _compare_reference(data, plain),
     }
+    if exact:
+        report["exact"] = _compare_exact(data, dict(list(plain.items())[:exact]), sizes[0])
     environment["load_after"] = os.getloadavg()
     click.echo(json.dumps(report, indent=2))
 
@@ -90,18 +97,34 @@ def _measure_size(data: Path, plain: dict[str, Logits], size_px: int, rounds: in
 
 
 def _compare_reference(data: Path, plain: dict[str, Logits]) -> dict[str, Any]:
+    """Compare both with the sum over all pairs of pixels of small copies."""
+
+    def expected(logit: Logits, image: NDArray[np.uint8], energies: Energies, iterations: int) -> NDArray[np.float64]:
+        both = infer_mean_field(np.stack([np.zeros_like(logit), logit]), image, energies, iterations)
+        return np.asarray(both[1])
+
+    return _compare(data, plain, _REFERENCE_PX, expected)
+
+
+def _compare_exact(data: Path, plain: dict[str, Logits], size_px: int) -> dict[str, Any]:
+    """Compare both with the same sum over whole images."""
+    return _compare(data, plain, size_px, infer_exactly)
+
+
+def _compare(data: Path, plain: dict[str, Logits], size_px: int, definition: Definition) -> dict[str, Any]:
     parameters = CrfParameters()
     energies = Energies(**{name: getattr(parameters, name) for name in Energies.__dataclass_fields__})
     rows: dict[str, list[float]] = {f"{backend}_{kind}": [] for backend in _BACKENDS for kind in ("dice", "error")}
+    rows["dice_between"] = []
     for name, logits in plain.items():
-        image, scaled = _read(data / "images" / name, _REFERENCE_PX), _scale(logits, _REFERENCE_PX)
-        both = np.concatenate([np.zeros_like(scaled), scaled])
-        expected = infer_mean_field(both, image, energies, parameters.iterations)[1]
-        for backend in _BACKENDS:
-            found = refine(scaled, image, backend=backend)
-            rows[f"{backend}_dice"].append(dice(found.labels_hw, (expected > 0.5).astype(np.uint8)))
-            rows[f"{backend}_error"].append(float(np.abs(found.probabilities_khw[0] - expected).mean()))
-    return {"size_px": _REFERENCE_PX, **{key: _summarize(values) for key, values in rows.items()}}
+        image, scaled = _read(data / "images" / name, size_px), _scale(logits, size_px)
+        expected = definition(scaled[0], image, energies, parameters.iterations)
+        found = {backend: refine(scaled, image, backend=backend) for backend in _BACKENDS}
+        for backend, one in found.items():
+            rows[f"{backend}_dice"].append(dice(one.labels_hw, (expected > 0.5).astype(np.uint8)))
+            rows[f"{backend}_error"].append(float(np.abs(one.probabilities_khw[0] - expected).mean()))
+        rows["dice_between"].append(dice(found["grid"].labels_hw, found["pydensecrf"].labels_hw))
+    return {"size_px": size_px, **{key: _summarize(values) for key, values in rows.items()}}
 
 
 def _summarize(values: list[float]) -> dict[str, Any]:
