@@ -98,6 +98,19 @@ def test_an_unreadable_input_does_not_stop_the_others(
     assert sorted(path.name for path in out.glob("*.mask.png")) == ["chest.mask.png", "last.mask.png"]
 
 
+@pytest.mark.parametrize("workers", [[], ["--workers", "1"]], ids=["here", "workers"])
+def test_a_result_that_no_file_system_can_name_does_not_stop_the_others(
+    bundle: Path, png: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: list[str]
+) -> None:
+    folder, out = tmp_path / "films", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a.png", "n" * 250 + ".png", "z.png"):
+        (folder / name).write_bytes(png.read_bytes())
+    assert main(["segment", str(bundle), str(folder), "-o", str(out), *workers]) == 1
+    assert "File name too long" in capsys.readouterr().err
+    assert sorted(path.name for path in out.glob("*.mask.png")) == ["a.mask.png", "z.mask.png"]
+
+
 def test_inputs_of_one_name_do_not_overwrite_one_another(bundle: Path, png: Path, tmp_path: Path, blob: Any) -> None:
     folder = tmp_path / "other"
     folder.mkdir()

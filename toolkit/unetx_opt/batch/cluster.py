@@ -138,7 +138,9 @@ def _connect(ray: ModuleType, address: str) -> None:
         ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UnetxError(f"no Ray cluster at {address}: {reason}") from error
+        raise UnetxError(
+            f"no Ray cluster at {address}: {reason}; one with token authentication wants RAY_AUTH_TOKEN here, too"
+        ) from error
 
 
 def _to_row(task: Task) -> dict[str, Any]:

@@ -200,7 +200,7 @@ def _segment_all(
                 first_run = False
                 if not quiet:
                     click.echo(_describe(result))
-            except UnetxError as error:
+            except (UnetxError, OSError) as error:
                 note(f"error: {error}")
                 result = {"input": job.source, "error": str(error)}
             display.advance(bar)
