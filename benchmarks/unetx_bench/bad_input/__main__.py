@@ -9,14 +9,16 @@ The record is `bad-input.json` in the output folder. Exits 3 where a file did wh
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
+import unetx_opt
 from unetx_bench.bad_input.corpus import make_file
 from unetx_bench.bad_input.reading import Reading, check_alive, peak_memory_mib, read_corpus, summarize
 from unetx_bench.bad_input.service import segment_corpus, write_corpus
@@ -24,6 +26,9 @@ from unetx_opt.dicom.sandbox import DicomReader, ReaderLimits
 from unetx_opt.files import write_file
 
 __all__ = ["main"]
+
+#: What reads the files, and is named in the record with its version.
+_TOOLS: Final = ("pydicom", "pylibjpeg-openjpeg", "pyjpegls", "imagecodecs", "pillow", "numpy")
 
 
 @click.command()
@@ -65,6 +70,8 @@ def _read(output: Path, count: int, seed: int) -> dict[str, Any]:
         dead = check_alive(reader, folder)
     folder.rmdir()
     return {
+        "version": unetx_opt.__version__,
+        "tools": {name: importlib.metadata.version(name) for name in _TOOLS},
         "seed": seed,
         "timeout_s": limits.timeout_s,
         "memory_limit_mib": limits.memory_mib,

@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-pytest.importorskip("pydicom", reason="pydicom is not installed")
-pytest.importorskip("imagecodecs", reason="imagecodecs is not installed")
-
+from unetx_bench.bad_input.__main__ import main as command
 from unetx_bench.bad_input.corpus import make_file
 from unetx_bench.bad_input.elements import join_file, split_file
 from unetx_bench.bad_input.hostile import HOSTILE
@@ -23,6 +24,9 @@ from unetx_bench.bad_input.valid import SHAPE, VALID, valid_bytes
 from unetx_opt.dicom.decode import TRANSFER_SYNTAXES
 from unetx_opt.dicom.read import read_dicom_bytes
 from unetx_opt.dicom.sandbox import DicomReader, ReaderLimits
+
+pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
+pytest.importorskip("imagecodecs", reason="imagecodecs is not installed")
 
 COUNT = int(os.environ.get("UNETX_BAD_INPUT", "500"))
 
@@ -89,6 +93,19 @@ def test_of_the_hostile_files_only_those_with_a_whole_picture_are_read(corpus: C
         "empty": "no DICOM file",
     }.items():
         assert words in reasons[kind], kind
+
+
+def test_the_command_records_what_it_saw_and_makes_one_file_again(tmp_path: Path) -> None:
+    run = CliRunner().invoke(command, ["-o", str(tmp_path), "--count", "1"], catch_exceptions=False)
+    assert run.exit_code == 0
+    record = json.loads((tmp_path / "bad-input.json").read_text(encoding="ascii"))
+    assert (record["files"], record["outcomes"], record["alive"]) == (1, {"refused": 1}, True)
+    assert record["peak_rss_mib"] > 10 or sys.platform != "linux"
+    assert record["tools"]["pydicom"] == pydicom.__version__
+    run = CliRunner().invoke(command, ["-o", str(tmp_path / "one"), "--only", "77"], catch_exceptions=False)
+    (path,) = (tmp_path / "one").iterdir()
+    assert str(path) == run.output.strip()
+    assert path.read_bytes() == make_file(77).data
 
 
 @pytest.mark.parametrize("name", VALID)
