@@ -34,7 +34,7 @@ from unetx_opt.imaging.postprocess import label_mask
 from unetx_opt.metrics.bootstrap import mean_interval
 from unetx_opt.metrics.overlap import dice
 
-__all__ = ["main"]
+__all__ = ["chosen_names", "main", "mask_logits", "read_image", "scale_logits"]
 
 _BACKENDS: Final = ("grid", "pydensecrf")
 _REFERENCE_PX: Final = 64
@@ -57,8 +57,8 @@ def main(data: Path, images: int, sizes: tuple[int, ...], rounds: int, source: s
     for row in map(BACKENDS.__getitem__, _BACKENDS):
         if reason := row.why_not():
             raise click.ClickException(f"the comparison needs {row.name}: {reason}")
-    names = _test_names(data, images)
-    make: LogitSource = _network_logits() if source == "network" else _mask_logits
+    names = chosen_names(data, images)
+    make: LogitSource = _network_logits() if source == "network" else mask_logits
     plain = {name: make(data, name) for name in names}
     environment = _environment()
     report = {
@@ -77,7 +77,7 @@ def main(data: Path, images: int, sizes: tuple[int, ...], rounds: int, source: s
 def _measure_size(data: Path, plain: dict[str, Logits], size_px: int, rounds: int) -> dict[str, Any]:
     rows = []
     for name, logits in plain.items():
-        image, scaled = _read(data / "images" / name, size_px), _scale(logits, size_px)
+        image, scaled = read_image(data / "images" / name, size_px), scale_logits(logits, size_px)
         masks: dict[str, NDArray[np.uint8]] = {}
         samples: dict[str, list[float]] = {backend: [] for backend in _BACKENDS}
         for _ in range(rounds + 1):
@@ -117,7 +117,7 @@ def _compare(data: Path, plain: dict[str, Logits], size_px: int, definition: Def
     rows: dict[str, list[float]] = {f"{backend}_{kind}": [] for backend in _BACKENDS for kind in ("dice", "error")}
     rows["dice_between"] = []
     for name, logits in plain.items():
-        image, scaled = _read(data / "images" / name, size_px), _scale(logits, size_px)
+        image, scaled = read_image(data / "images" / name, size_px), scale_logits(logits, size_px)
         expected = definition(scaled[0], image, energies, parameters.iterations)
         found = {backend: refine(scaled, image, backend=backend) for backend in _BACKENDS}
         for backend, one in found.items():
@@ -143,25 +143,29 @@ def _summarize(values: list[float]) -> dict[str, Any]:
     }
 
 
-def _test_names(data: Path, count: int) -> list[str]:
+def chosen_names(data: Path, count: int) -> list[str]:
+    """Return files of the test split, evenly spaced."""
     with (data / "splits.csv").open(newline="", encoding="utf-8") as file:
         names = sorted(row["file"] for row in csv.DictReader(file) if row["split"] == "test")
     chosen = np.linspace(0, len(names) - 1, min(count, len(names))).astype(int)
     return [names[index] for index in chosen]
 
 
-def _read(path: Path, size_px: int) -> NDArray[np.uint8]:
+def read_image(path: Path, size_px: int) -> NDArray[np.uint8]:
+    """Return an image as grey (size, size)."""
     with Image.open(path) as image:
         return np.asarray(image.convert("L").resize((size_px, size_px), Image.Resampling.BILINEAR))
 
 
-def _scale(logits: Logits, size_px: int) -> Logits:
+def scale_logits(logits: Logits, size_px: int) -> Logits:
+    """Bring (1, H, W) logits to another size."""
     image = Image.fromarray(logits[0]).resize((size_px, size_px), Image.Resampling.BILINEAR)
     return np.asarray(image, dtype=np.float32)[np.newaxis]
 
 
-def _mask_logits(data: Path, name: str) -> Logits:
-    mask = _read(data / "masks" / name, 512) > 127
+def mask_logits(data: Path, name: str) -> Logits:
+    """Make (1, 512, 512) logits of a true mask: blurred, shifted by smooth noise and by noise of single pixels."""
+    mask = read_image(data / "masks" / name, 512) > 127
     generator = np.random.default_rng(sum(name.encode()))
     shift = ndimage.gaussian_filter(generator.normal(size=mask.shape), 12)
     soft = ndimage.gaussian_filter(mask.astype(np.float32), 6) + 0.12 * shift / shift.std()
@@ -181,7 +185,7 @@ def _network_logits() -> LogitSource:
     contract = InputContract(height=_NETWORK_PX, width=_NETWORK_PX)
 
     def make(data: Path, name: str) -> Logits:
-        prepared, geometry = prepare_image(_read(data / "images" / name, 512), contract)
+        prepared, geometry = prepare_image(read_image(data / "images" / name, 512), contract)
         with torch.inference_mode():
             logits = model(torch.from_numpy(prepared.copy())[None]).numpy()[0]
         return restore_logits(logits, geometry)
