@@ -47,6 +47,46 @@ def node(make_node: Callable[[], Any]) -> Any:
     return make_node()
 
 
+@pytest.fixture(scope="session")
+def threshold_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose mask is a threshold of the image."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    path: Path = _load("served_node").write_threshold_bundle(tmp_path_factory.mktemp("bundle") / "threshold")
+    return path
+
+
+def _serve_nodes(folder: Path, peers: ModuleType, threshold_bundle: Path) -> Iterator[Callable[..., Any]]:
+    running: list[Any] = []
+
+    def make(destinations: str, extra: str = "", *, port: int | None = None, bundle: Path | None = None) -> Any:
+        place = folder / f"node-{len(running)}"
+        place.mkdir()
+        node = _load("served_node").ServedNode(
+            place, bundle or threshold_bundle, port or peers.free_port(), peers.free_port(), destinations, extra
+        )
+        running.append(node)
+        node.start(peers=peers)
+        return node
+
+    yield make
+    for node in running:
+        node.kill()
+
+
+@pytest.fixture
+def make_served(tmp_path: Path, peers: ModuleType, threshold_bundle: Path) -> Iterator[Callable[..., Any]]:
+    """Start `unetx-opt serve`: ``make_served(destinations=TOML, extra=TOML)``."""
+    yield from _serve_nodes(tmp_path, peers, threshold_bundle)
+
+
+@pytest.fixture(scope="module")
+def make_shared(
+    tmp_path_factory: pytest.TempPathFactory, peers: ModuleType, threshold_bundle: Path
+) -> Iterator[Callable[..., Any]]:
+    """The same for a node that the tests of one file share."""
+    yield from _serve_nodes(tmp_path_factory.mktemp("shared"), peers, threshold_bundle)
+
+
 @pytest.fixture
 def make_orthanc(peers: ModuleType, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Start an Orthanc that lets the given AE titles store: ``make_orthanc({"NODE": ("127.0.0.1", port)})``."""

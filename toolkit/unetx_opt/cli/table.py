@@ -44,6 +44,7 @@ COMMANDS: Mapping[str, CommandRow] = MappingProxyType(
         "reproduce": CommandRow(
             "unetx_bench.reproduce.cli:reproduce", "Measure the article's table here, and answer its claims."
         ),
+        "serve": CommandRow("unetx_opt.cli.serve:serve", "Segment what is sent to a DICOM node."),
         "queue": CommandRow("unetx_opt.cli.queue:queue", "Look at a DICOM node's queue, and change it."),
         "doctor": CommandRow("unetx_opt.cli.doctor:doctor", "Say what this machine can build and run."),
     }
