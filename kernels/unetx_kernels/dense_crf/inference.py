@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from unetx_kernels.binaries import RELEASED, default_cache, released_name, why_not_compile
 from unetx_kernels.dense_crf.launch import SOURCE, OpenPlan, open_plan
-from unetx_kernels.dense_crf.plan import plan_crf
+from unetx_kernels.dense_crf.plan import plan_crf, shared_levels
 from unetx_kernels.dense_crf.reference import Energies
 from unetx_kernels.driver import DeviceArray, Gpu, keep_context, why_not
 from unetx_kernels.errors import KernelError
@@ -78,7 +78,8 @@ def infer_on_gpu(
             f"logits are {logits_khw.shape} and the image is {image_hw.dtype} {image_hw.shape}, expected (K, H, W) "
             "and uint8 (H, W)"
         )
-    wanted = _Wanted(image_hw.shape, len(logits_khw), int(image_hw.max()) + 1, energies, iterations)
+    levels = shared_levels(image_hw.shape, energies, int(image_hw.max()) + 1)
+    wanted = _Wanted(image_hw.shape, len(logits_khw), levels, energies, iterations)
     logits = np.ascontiguousarray(logits_khw, dtype=np.float32)
     return _plans(cache or default_cache()).infer(wanted, logits, image_hw)
 

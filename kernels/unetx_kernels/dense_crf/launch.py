@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -170,7 +171,7 @@ class OpenPlan:
     plan: CrfPlan
     classes: int
     iterations: int
-    module: Any
+    functions: Mapping[str, Any]
     buffers: Mapping[str, DeviceArray]
     _kept: tuple[Any, ...] = field(default=())
 
@@ -197,8 +198,7 @@ class OpenPlan:
         norms, inference = plan_launches(self.plan, self.classes, self.iterations)
         for launch in (*norms, *inference):
             arguments = [named[value] if isinstance(value, str) else value for value in launch.arguments]
-            function = self.module.get_function(launch.kernel)
-            self.gpu.launch(function, launch.blocks, (_THREADS, 1), arguments, stream)
+            self.gpu.launch(self.functions[launch.kernel], launch.blocks, (_THREADS, 1), arguments, stream)
 
     def record(self, logits: DeviceArray, image: DeviceArray, probabilities: DeviceArray) -> LaunchGraph:
         """Record `infer` of these arrays as one graph, to be started for image after image in the same memory.
@@ -230,10 +230,13 @@ def open_plan(gpu: Gpu, plan: CrfPlan, classes: int, iterations: int, cache: Pat
     KernelError
         Classes or iterations are out of range, or the kernels cannot be compiled.
     """
-    plan_launches(plan, classes, iterations)
+    launches = itertools.chain(*plan_launches(plan, classes, iterations))
     binary, _ = module_binary(Compilation(SOURCE, gpu.architecture), {}, cache)
     module = gpu.load(binary)
+    # Taken now: a driver may load a kernel only here, which it must not do while launches are recorded.
+    functions = {name: module.get_function(name) for name in {launch.kernel for launch in launches}}
     kept = {name: gpu.upload(array) for name, array in plan_arrays(plan).items()}
     kept |= {name: gpu.allocate(4 * length) for name, length in buffer_lengths(plan, classes).items()}
     buffers = {name: DeviceArray(int(memory), (), "f32") for name, memory in kept.items()}
-    return OpenPlan(gpu, plan, classes, iterations, module, MappingProxyType(buffers), tuple(kept.values()))
+    taken = MappingProxyType(functions), MappingProxyType(buffers)
+    return OpenPlan(gpu, plan, classes, iterations, *taken, (module, *kept.values()))

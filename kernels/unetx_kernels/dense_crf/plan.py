@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from unetx_kernels.dense_crf.reference import Energies
 from unetx_kernels.errors import KernelError
 
-__all__ = ["MOST_CLASSES", "Axis", "CrfPlan", "plan_crf"]
+__all__ = ["MOST_CLASSES", "Axis", "CrfPlan", "plan_crf", "shared_levels"]
 
 MOST_CLASSES: Final = 8
+_MOST_LEVELS: Final = 256
 _REACH: Final = 4.0
 _SPACINGS: Final = (0.5, 2 / 3, 1.0)
 _MOST_NODES: Final = 2**26
@@ -98,6 +99,16 @@ def plan_crf(size: tuple[int, int], energies: Energies, levels: int = 256) -> Cr
     return CrfPlan(
         energies, smooth_taps, _gaussian_taps(math.sqrt(variance), bins - 1), bin_width, bins, rows, columns
     )
+
+
+def shared_levels(size: tuple[int, int], energies: Energies, levels: int) -> int:
+    """Return 256 where that changes nothing but room for levels that an image does not have, else its own levels.
+
+    Images of one size then have one plan, whatever their brightest pixel is.
+    """
+    width_levels = energies.bilateral_srgb / math.sqrt(3)
+    own, every = (_choose_grid(size, energies.bilateral_sxy, width_levels, count) for count in (levels, _MOST_LEVELS))
+    return _MOST_LEVELS if own == every else levels
 
 
 def _choose_grid(size: tuple[int, int], width_px: float, width_levels: float, levels: int) -> tuple[int, float]:

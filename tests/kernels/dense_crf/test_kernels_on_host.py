@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from unetx_kernels.dense_crf.launch import plan_launches
-from unetx_kernels.dense_crf.plan import plan_crf
+from unetx_kernels.dense_crf.plan import plan_crf, shared_levels
 from unetx_kernels.dense_crf.reference import Energies, infer_mean_field
 from unetx_kernels.errors import KernelError
 
@@ -87,6 +87,20 @@ def test_no_order_of_the_threads_changes_a_bit_of_the_result(crf: Any) -> None:
     done, backwards = crf.infer(*scene, plan, 2, -1)
     assert done.returncode == 0
     assert forwards.tobytes() == backwards.tobytes()
+
+
+def test_room_for_levels_that_an_image_does_not_have_changes_no_bit(crf: Any) -> None:
+    logits, image = _scene(3, 24, 37)
+    image = np.minimum(image, 150)
+    assert shared_levels(image.shape, USUAL, 151) == 256
+    found = [crf.infer(logits, image, plan_crf(image.shape, USUAL, levels), 2)[1] for levels in (151, 256)]
+    assert found[0].tobytes() == found[1].tobytes()
+
+
+def test_a_grid_that_would_be_coarser_with_every_level_keeps_the_images_own() -> None:
+    narrow = Energies(2.0, 2.0, 1.0, 25.0, 3.0)
+    assert shared_levels((300, 300), narrow, 5) == 5
+    assert plan_crf((300, 300), narrow, 5).bin_width < plan_crf((300, 300), narrow).bin_width
 
 
 def test_a_node_of_more_pixels_than_one_sum_holds_is_that_of_the_processors_backend(crf: Any) -> None:
