@@ -264,14 +264,19 @@ def test_over_tls_only_known_certificates_and_no_plain_text(make_served, peers, 
     assert node.log.count("refused: certificate") >= 3
 
 
-def test_a_worker_that_dies_is_started_again_and_its_image_is_not_lost(quiet_node, peers, tmp_path):
-    (worker,) = quiet_node.children("worker")
-    os.kill(worker, signal.SIGKILL)
-    (path,) = write_images(tmp_path, peers, 1, start=200).values()
-    assert store(peers, quiet_node.port, path) == 0
-    peers.wait_until(lambda: quiet_node.state_of("1.2.3.1200") == "done", "another worker does it", 30.0)
-    assert worker not in quiet_node.children("worker")
-    assert '"message": "the worker ended by itself' in quiet_node.log
+def test_workers_that_die_in_the_middle_are_started_again_and_no_image_is_lost(quiet_node, peers, tmp_path):
+    images = write_images(tmp_path, peers, 12, start=200)
+    assert store(peers, quiet_node.port, *images.values()) == 0
+    for _ in range(2):
+        workers = peers.wait_until(lambda: quiet_node.children("worker"), "a worker runs")
+        done = sum(quiet_node.state_of(uid) == "done" for uid in images)
+        peers.wait_until(
+            lambda done=done: sum(quiet_node.state_of(uid) == "done" for uid in images) > done, "it works", 30.0
+        )
+        os.kill(workers[0], signal.SIGKILL)
+        peers.wait_until(lambda gone=workers[0]: gone not in quiet_node.children("worker"), "it is gone")
+    peers.wait_until(lambda: {quiet_node.state_of(uid) for uid in images} == {"done"}, "all are done", 40.0)
+    assert quiet_node.log.count('"message": "the worker ended by itself') == 2
 
 
 def test_a_second_node_on_the_same_state_is_refused(quiet_node):

@@ -19,6 +19,7 @@ from unetx_opt.node.audit import AuditTrail
 from unetx_opt.node.config import NodeConfig, read_config
 from unetx_opt.node.journal import JOURNAL_NAME, RESULTS_FOLDER, connect_journal
 from unetx_opt.node.logs import configure_logs
+from unetx_opt.node.receipts import recover_receipts
 
 __all__ = ["MODULE", "ROLES", "ChildOrder", "main"]
 
@@ -37,12 +38,15 @@ class ChildOrder:
         Paths.
     public_keys : tuple of str
         Paths of the keys that the bundle must be signed by one of; none where it need not be.
+    number : int
+        Among the processes of its role, from 0 on.
     """
 
     role: str
     bundle: str
     config: str
     public_keys: tuple[str, ...] = ()
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +101,10 @@ def _run_worker(order: ChildOrder, config: NodeConfig, start: _Start) -> None:
         DicomReader(limits) as reader,
         closing(connect_journal(config.state / JOURNAL_NAME)) as journal,
     ):
-        worker = Worker(WorkerParts(config, journal, segmenter, reader))
+        worker = Worker(WorkerParts(order.number, config, journal, segmenter, reader))
         worker.rehearse()
+        # The process of this number that was there before is gone, and so is what it was doing.
+        recover_receipts(journal, config.work.attempts, order.number)
         start.tell_ready()
         worker.work(start.stop)
 

@@ -49,6 +49,7 @@ CREATE TABLE IF NOT EXISTS receipts (
     state TEXT NOT NULL DEFAULT 'received' CHECK (state IN ('received', 'working', 'done', 'refused', 'dead')),
     attempts INTEGER NOT NULL DEFAULT 0,
     not_before REAL NOT NULL DEFAULT 0,
+    worker INTEGER,
     reason TEXT,
     finished_at REAL
 );

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -65,14 +66,13 @@ def run_node(
     Raises
     ------
     UnetxError
-        Another node runs on the same state, the bundle cannot be opened, or a file of the settings is unusable.
-    OSError
-        A port is taken.
+        Another node runs on the same state, the bundle cannot be opened, a file of the settings is unusable, or a
+        port is taken.
     """
-    for destination in config.destination:  # before anything begins
-        tls = destination.peer.tls
+    peers = [destination.peer for destination in config.destination]
+    for tls in [peer.tls for peer in peers] + ([] if config.audit.syslog is None else [config.audit.syslog.tls]):
         if tls is not None:
-            client_tls(tls)
+            client_tls(tls)  # before anything begins
     _make_folders(config.state)
     with _only_one(config.state):
         journal_path = create_journal(config.state)
@@ -85,28 +85,33 @@ def run_node(
         with closing(connect()) as journal:
             recover_receipts(journal, config.work.attempts)
             remove_strays(journal, config.state)
-        _serve(order, config, connect, audit, stop, on_ready)
+        _serve(_Node(order, config, connect, audit), stop, on_ready)
 
 
-def _serve(
-    order: ChildOrder,
-    config: NodeConfig,
-    connect: Callable[[], sqlite3.Connection],
-    audit: AuditTrail,
-    stop: threading.Event,
-    on_ready: Callable[[], None] | None,
-) -> None:
-    def count_restart(role: str) -> None:
-        with contextlib.suppress(sqlite3.Error), closing(connect()) as journal:
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """What all parts of a running node share."""
+
+    order: ChildOrder
+    config: NodeConfig
+    connect: Callable[[], sqlite3.Connection]
+    audit: AuditTrail
+
+    def count_restart(self, role: str) -> None:
+        """One of its processes ended by itself."""
+        with contextlib.suppress(sqlite3.Error, UnetxError), closing(self.connect()) as journal:
             count(journal, "unetx_worker_restarts", role)
 
-    roles = ["outbox", *["worker"] * config.work.processes]
-    orders = [ChildOrder(role, order.bundle, order.config, order.public_keys) for role in roles]
-    outbox = OutboxPlan(connect, config.state / RESULTS_FOLDER, config.destination, audit)
-    receiver = ReceiverPlan(config, connect, audit, lambda report: take_report(outbox, report))
-    with Supervisor(orders, count_restart) as supervisor:
+
+def _serve(node: _Node, stop: threading.Event, on_ready: Callable[[], None] | None) -> None:
+    order, config, audit = node.order, node.config, node.audit
+    orders = [replace(order, role="outbox")]
+    orders += [replace(order, role="worker", number=number) for number in range(config.work.processes)]
+    outbox = OutboxPlan(node.connect, config.state / RESULTS_FOLDER, config.destination, audit)
+    receiver = ReceiverPlan(config, node.connect, audit, lambda report: take_report(outbox, report))
+    with Supervisor(orders, node.count_restart) as supervisor:
         supervisor.start()
-        with _beside(config, connect, supervisor, stop):
+        with _beside(node, supervisor):
             audit.append(AuditEvent("node-start"))
             with receiving(receiver):
                 _LOG.info("%s listens on %s port %d", config.ae_title, config.address, config.port)
@@ -119,22 +124,29 @@ def _serve(
 
 
 @contextlib.contextmanager
-def _beside(
-    config: NodeConfig, connect: Callable[[], sqlite3.Connection], supervisor: Supervisor, stop: threading.Event
-) -> Iterator[None]:
+def _beside(node: _Node, supervisor: Supervisor) -> Iterator[None]:
     """What runs in threads of its own: health, metrics and page, the audit trail's way out, and tidying."""
-    state, ended = config.state, threading.Event()
+    config, state, ended = node.config, node.config.state, threading.Event()
     http = HttpPlan(
         config.http,
-        connect,
+        node.connect,
         StatusSource(config.ae_title, state / THUMBNAILS_FOLDER),
         {"state": state},
         (supervisor.missing, lambda: _why_full(config)),
     )
     listening = threading.Event()
+    failures: list[OSError] = []
+
+    def serve() -> None:
+        try:
+            serve_http(http, ended, lambda port: listening.set())
+        except OSError as error:
+            failures.append(error)
+            listening.set()
+
     threads = [
-        threading.Thread(target=serve_http, args=(http, ended, lambda port: listening.set()), name="http"),
-        threading.Thread(target=_forget_now_and_then, args=(config, connect, ended), name="tidying"),
+        threading.Thread(target=serve, name="http"),
+        threading.Thread(target=_forget_now_and_then, args=(node, ended), name="tidying"),
     ]
     if config.audit.syslog is not None:
         source = AuditSource(config.ae_title, socket.gethostname(), os.getpid())
@@ -143,8 +155,10 @@ def _beside(
     for thread in threads:
         thread.start()
     try:
-        if not listening.wait(10.0):
-            raise UnetxError(f"http port {config.http.port} of {config.http.address} is taken: choose another")
+        listening.wait()
+        if failures:
+            where = f"http port {config.http.port} of {config.http.address}"
+            raise UnetxError(f"{where} cannot be listened to ({failures[0].strerror}): choose another")
         yield
     finally:
         ended.set()
@@ -157,12 +171,11 @@ def _why_full(config: NodeConfig) -> str | None:
     return f"{free} bytes are free, {config.limits.free_bytes} are kept" if free < config.limits.free_bytes else None
 
 
-def _forget_now_and_then(
-    config: NodeConfig, connect: Callable[[], sqlite3.Connection], ended: threading.Event
-) -> None:
+def _forget_now_and_then(node: _Node, ended: threading.Event) -> None:
+    config = node.config
     while not ended.wait(_FORGET_EVERY_S):
         try:
-            with closing(connect()) as journal:
+            with closing(node.connect()) as journal:
                 before = time.time() - config.results.keep_hours * 3600.0
                 committing = [one.name for one in config.destination if one.commitment]
                 forget_finished(journal, config.state, before, committing)

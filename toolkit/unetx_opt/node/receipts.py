@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sqlite3
 import uuid
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,7 @@ __all__ = [
     "forget_finished",
     "mark_done",
     "mark_failed",
+    "mark_hindered",
     "mark_refused",
     "record_receipt",
     "recover_receipts",
@@ -76,6 +78,8 @@ class Receipt:
     attempts: int
 
 
+#: Of a spooled image or a result, and of one that was being written.
+_OWN_NAME: Final = re.compile(r"\.?[0-9a-f]{32}(\.[a-z]{2,4})?\.dcm(\.partial-[0-9a-f-]+)?")
 _FIELDS: Final = tuple(field.name for field in fields(Receipt))
 
 
@@ -114,13 +118,23 @@ def count_waiting(connection: sqlite3.Connection) -> int:
     return found
 
 
-def claim_receipt(connection: sqlite3.Connection, now: float) -> Receipt | None:
-    """Take the oldest image that may be worked on; it is ``working`` and one attempt older afterwards."""
+def claim_receipt(connection: sqlite3.Connection, worker: int, now: float) -> Receipt | None:
+    """Take the oldest image that may be worked on; it is ``working`` and one attempt older afterwards.
+
+    Parameters
+    ----------
+    connection : sqlite3.Connection
+        Of the journal.
+    worker : int
+        Number of the worker, which takes it up again after its own death.
+    now : float
+        Seconds since the epoch.
+    """
     cursor = connection.execute(
-        "UPDATE receipts SET state = 'working', attempts = attempts + 1 WHERE receipt_id = ("
+        "UPDATE receipts SET state = 'working', attempts = attempts + 1, worker = ? WHERE receipt_id = ("
         "SELECT receipt_id FROM receipts WHERE state = 'received' AND not_before <= ? "
         "ORDER BY not_before, received_at LIMIT 1) RETURNING *",
-        (now,),
+        (worker, now),
     )
     rows = cursor.fetchall()
     names = [column[0] for column in cursor.description]
@@ -165,9 +179,22 @@ def mark_refused(connection: sqlite3.Connection, receipt: Receipt, reason: str, 
 
 
 def mark_failed(
-    connection: sqlite3.Connection, receipt: Receipt, reason: str, *, not_before: float, attempts: int
+    connection: sqlite3.Connection, receipt: Receipt, reason: str, *, attempts: int, again_at: float
 ) -> str:
-    """Work on it failed: again at a time in seconds since the epoch, or dead after so many attempts.
+    """Work on it failed and may be its fault: again at a time in seconds since the epoch, or dead.
+
+    Parameters
+    ----------
+    connection : sqlite3.Connection
+        Of the journal.
+    receipt : Receipt
+        As it was claimed.
+    reason : str
+        Why.
+    attempts : int
+        After so many it is dead.
+    again_at : float
+        When it is tried again.
 
     Returns
     -------
@@ -177,18 +204,36 @@ def mark_failed(
     state = "dead" if receipt.attempts >= attempts else "received"
     connection.execute(
         "UPDATE receipts SET state = ?, reason = ?, not_before = ? WHERE receipt_id = ? AND state = 'working'",
-        (state, reason, not_before, receipt.receipt_id),
+        (state, reason, again_at, receipt.receipt_id),
     )
     return state
 
 
-def recover_receipts(connection: sqlite3.Connection, attempts: int) -> None:
-    """At a start: what was being worked on when everything ended waits again, or is dead after so many attempts."""
+def mark_hindered(connection: sqlite3.Connection, receipt: Receipt, reason: str, *, again_at: float) -> None:
+    """Work on it was hindered by what it cannot help, a full disk say: again later, and this time does not count."""
     connection.execute(
-        "UPDATE receipts SET state = CASE WHEN attempts >= ? THEN 'dead' ELSE 'received' END, "
-        "reason = CASE WHEN attempts >= ? THEN 'the process that worked on it died each time' ELSE reason END "
-        "WHERE state = 'working'",
-        (attempts, attempts),
+        "UPDATE receipts SET state = 'received', reason = ?, not_before = ?, attempts = attempts - 1 "
+        "WHERE receipt_id = ? AND state = 'working'",
+        (reason, again_at, receipt.receipt_id),
+    )
+
+
+def recover_receipts(connection: sqlite3.Connection, attempts: int, worker: int | None = None) -> None:
+    """Take up again what was being worked on when a worker, or everything, ended.
+
+    Parameters
+    ----------
+    connection : sqlite3.Connection
+        Of the journal.
+    attempts : int
+        What was begun so often is dead.
+    worker : int, optional
+        Of one worker that died; None is the start of the node, where none works.
+    """
+    connection.execute(
+        "UPDATE receipts SET state = CASE WHEN attempts >= ?1 THEN 'dead' ELSE 'received' END, "
+        "reason = 'the process that worked on it died' WHERE state = 'working' AND (?2 IS NULL OR worker = ?2)",
+        (attempts, worker),
     )
 
 
@@ -205,8 +250,9 @@ def remove_strays(connection: sqlite3.Connection, state: Path) -> int:
         (SPOOL_FOLDER, "SELECT 1 FROM receipts WHERE spool_name = ?"),
         (RESULTS_FOLDER, "SELECT 1 FROM deliveries WHERE result_name = ?"),
     ):
-        for path in (state / folder).glob("*"):
-            if connection.execute(statement, (path.name,)).fetchone() is None:
+        for path in (state / folder).iterdir():
+            # Whatever else lies there is not the node's: the folder may be another one than was meant.
+            if _OWN_NAME.fullmatch(path.name) and connection.execute(statement, (path.name,)).fetchone() is None:
                 path.unlink(missing_ok=True)
                 removed += 1
     return removed

@@ -81,18 +81,21 @@ def receiving(plan: ReceiverPlan) -> Iterator[Any]:
     ------
     SpecError
         The TLS settings are unusable.
-    OSError
+    UnetxError
         The address or port is taken.
     """
     pynetdicom: Any = require("pynetdicom", purpose=_PURPOSE)
     quiet_dicom_logs()
     pynetdicom._config.LOG_HANDLER_LEVEL = "none"
     entity = _make_entity(pynetdicom, plan.config)
-    server = entity.make_server(
-        (plan.config.address, plan.config.port),
-        evt_handlers=_handlers(pynetdicom.evt, plan),
-        server_class=make_server_class(Door(plan.config, plan.refuse)),
-    )
+    where = (plan.config.address, plan.config.port)
+    server_class = make_server_class(Door(plan.config, plan.refuse))
+    try:
+        server = entity.make_server(where, evt_handlers=_handlers(pynetdicom.evt, plan), server_class=server_class)
+    except OSError as error:
+        raise UnetxError(
+            f"cannot listen to port {where[1]} of {where[0]} ({error.strerror}): choose another"
+        ) from error
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="receiver", daemon=True)
     thread.start()
     try:

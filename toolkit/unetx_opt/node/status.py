@@ -110,12 +110,18 @@ def _last_results(journal: sqlite3.Connection, thumbnails: Path) -> list[dict[st
 def _errors(journal: sqlite3.Connection) -> list[dict[str, Any]]:
     """The newest of what was refused, died, or waits after a failure."""
     images = journal.execute(
-        "SELECT received_at, state, calling_ae, reason FROM receipts WHERE state IN ('refused', 'dead') "
+        "SELECT received_at, state, calling_ae, reason FROM receipts "
+        "WHERE state IN ('refused', 'dead') OR (state = 'received' AND reason IS NOT NULL) "
         "ORDER BY received_at DESC LIMIT ?",
         (_LAST_ERRORS,),
     )
     found = [
-        {"at": at, "what": f"image {state}", "where": calling_ae, "why": reason or ""}
+        {
+            "at": at,
+            "what": f"image {'waits' if state == 'received' else state}",
+            "where": calling_ae,
+            "why": reason or "",
+        }
         for at, state, calling_ae, reason in images
     ]
     deliveries = journal.execute(

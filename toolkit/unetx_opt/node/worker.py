@@ -19,7 +19,7 @@ from unetx_opt.node.config import NodeConfig
 from unetx_opt.node.deliveries import QueuedResult, transaction
 from unetx_opt.node.journal import RESULTS_FOLDER, SPOOL_FOLDER, THUMBNAILS_FOLDER
 from unetx_opt.node.measures import count, observe
-from unetx_opt.node.receipts import Receipt, claim_receipt, mark_done, mark_failed, mark_refused
+from unetx_opt.node.receipts import Receipt, claim_receipt, mark_done, mark_failed, mark_hindered, mark_refused
 from unetx_opt.node.rehearsal import make_rehearsal_image
 from unetx_opt.node.thumbnails import write_thumbnail
 
@@ -33,6 +33,7 @@ __all__ = ["Worker", "WorkerParts"]
 _LOG: Final = logging.getLogger(__name__)
 _POLL_S: Final = 0.02
 _RETRY_S: Final = 5.0
+_HINDERED_S: Final = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ class WorkerParts:
 
     Attributes
     ----------
+    number : int
+        Of the worker, from 0 on.
     config : NodeConfig
         Of the node.
     journal : sqlite3.Connection
@@ -51,6 +54,7 @@ class WorkerParts:
         Its own.
     """
 
+    number: int
     config: NodeConfig
     journal: sqlite3.Connection
     segmenter: Segmenter
@@ -95,7 +99,7 @@ class Worker:
         """Work until told to stop; an image that was begun is finished."""
         journal = self._parts.journal
         while not stop.is_set():
-            receipt = claim_receipt(journal, time.time())
+            receipt = claim_receipt(journal, self._parts.number, time.time())
             if receipt is not None:
                 self._finish(receipt)
                 continue
@@ -114,7 +118,8 @@ class Worker:
             self._refuse(receipt, str(error))
             return
         except (UnetxError, OSError) as error:
-            self._fail(receipt, str(error))
+            mark_hindered(journal, receipt, str(error), again_at=time.time() + _HINDERED_S)
+            _LOG.error("%s waits: %s", receipt.receipt_id, error)
             return
         except Exception as error:
             # The message of an unknown error may quote what it was raised for.
@@ -186,10 +191,8 @@ class Worker:
 
     def _fail(self, receipt: Receipt, reason: str) -> None:
         config = self._parts.config
-        not_before = time.time() + _RETRY_S * receipt.attempts
-        state = mark_failed(
-            self._parts.journal, receipt, reason, not_before=not_before, attempts=config.work.attempts
-        )
+        again_at = time.time() + _RETRY_S * receipt.attempts
+        state = mark_failed(self._parts.journal, receipt, reason, attempts=config.work.attempts, again_at=again_at)
         _LOG.error("%s failed at attempt %d, %s: %s", receipt.receipt_id, receipt.attempts, state, reason)
 
 
