@@ -3,7 +3,8 @@
     python -m unetx_bench.crf_in_engine --data lungs --size 512 -o benchmarks/results/
 
 Every way of `unetx_bench.crf_graphs` runs in ONNX Runtime and in OpenVINO, in turns with the step that the runtime
-has; an engine would carry the CRF where one of them gave the same masks within 1.5 times the step's time.
+has; an engine would carry the CRF where one of them gave the same masks within 1.5 times the step's time. It would
+then also have to be told where in its input the image ends: the step leaves the padding out.
 """
 
 from __future__ import annotations
