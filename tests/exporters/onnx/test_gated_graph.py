@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import pytest
 
 from unetx_exporters.graphs import GraphRequest, GraphSet, make_graphs
 from unetx_exporters.onnx.precision import layer_types
@@ -17,15 +16,14 @@ from unetx_opt.models.variants import variant_spec
 from unetx_opt.specs import InputContract, Precision
 
 
-def _graphs(folder: Path, precision: Precision, variant: str = "attention", **spec: Any) -> GraphSet:
-    model = build_model(variant_spec(variant, width=4, depth=2, **spec)).eval()
+def _graphs(folder: Path, precision: Precision, **spec: Any) -> GraphSet:
+    model = build_model(variant_spec("attention", width=4, depth=2, **spec)).eval()
     contract = InputContract(height=32, width=32)
     return make_graphs(model, GraphRequest(precision, contract, folder, gate_operator=True))
 
 
-@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
-def test_the_graph_with_operators_is_typed_and_named_as_the_one_without(precision: Precision, tmp_path: Path) -> None:
-    graphs = _graphs(tmp_path, precision)
+def test_the_graph_with_operators_is_typed_and_named_as_the_one_without(tmp_path: Path) -> None:
+    graphs = _graphs(tmp_path, Precision.FP16)
     assert graphs.gated is not None
     assert graphs.gated in graphs.files
     gated = onnx.load(graphs.gated)
@@ -37,9 +35,8 @@ def test_the_graph_with_operators_is_typed_and_named_as_the_one_without(precisio
     assert {node: types[node] for node in nodes} == {node: graphs.layer_types[node] for node in nodes}
 
 
-@pytest.mark.parametrize(("variant", "spec"), [("unet", {}), ("attention", {"gate": "additive"})], ids=str)
-def test_without_neighbourhood_gates_there_is_none(variant: str, spec: dict[str, Any], tmp_path: Path) -> None:
-    assert _graphs(tmp_path, Precision.FP32, variant, **spec).gated is None
+def test_without_neighbourhood_gates_there_is_none(tmp_path: Path) -> None:
+    assert _graphs(tmp_path, Precision.FP32, gate="additive").gated is None
 
 
 def test_only_tensorrt_takes_it() -> None:
