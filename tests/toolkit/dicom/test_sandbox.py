@@ -78,6 +78,19 @@ def test_a_file_that_is_refused_costs_no_process(reader, tmp_path):
     assert reader._process is process
 
 
+def test_a_reader_can_be_warmed_up_before_its_first_file(tmp_path):
+    path = write_radiograph(tmp_path / "a.dcm")
+    with DicomReader() as reader:
+        assert reader.process_id is None
+        reader.warm_up()
+        process = reader.process_id
+        assert reader.read(path).pixels.shape == (40, 30)
+        assert reader.process_id == process
+    assert reader.process_id is None
+    with pytest.raises(UnetxError, match="closed"):
+        reader.warm_up()
+
+
 def test_a_process_that_was_killed_is_replaced(reader, tmp_path):
     path = write_radiograph(tmp_path / "a.dcm")
     reader.read(path)
@@ -94,8 +107,11 @@ def test_a_read_that_takes_too_long_is_ended_and_the_next_one_works(tmp_path):
         reader.limits = ReaderLimits(timeout_s=0.5)
         with pytest.raises(ImageError, match=r"a\.dcm cannot be used: reading it took more than 0\.5 s"):
             reader.read(path)
+        process = reader.process_id
+        assert process is not None, "the next process is started at once"
         reader.limits = ReaderLimits()
         assert reader.read(path).pixels.shape == (40, 30)
+        assert reader.process_id == process
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no resource limits on Windows")

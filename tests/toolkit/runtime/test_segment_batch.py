@@ -84,7 +84,7 @@ def test_a_batch_is_the_same_files_as_one_by_one_with_a_row_for_each_input(
     rows = table(out)
     assert [row["input"] for row in rows] == sorted(str(path) for path in films.rglob("*.png"))
     for row in rows:
-        assert row["input_sha256"] == hashlib.sha256(Path(row["input"]).read_bytes()).hexdigest() or row["reason"]
+        assert row["input_sha256"] == hashlib.sha256(Path(row["input"]).read_bytes()).hexdigest()
         if row["status"] == "segmented":
             mask = out / row["mask"]
             assert row["mask_sha256"] == hashlib.sha256(mask.read_bytes()).hexdigest()
@@ -184,6 +184,23 @@ def test_a_worker_that_breaks_costs_its_input_and_is_replaced(bundle: Path, film
         assert worker.segment(Task(films / "01.png", "01"))["status"] == "segmented"
     with pytest.raises(UnetxError, match="closed"):
         worker.segment(Task(films / "01.png", "01"))
+
+
+def test_workers_demand_the_signature_that_the_command_does(
+    bundle: Path, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cryptography", reason="cryptography is not installed")
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    key = Ed25519PrivateKey.generate().public_key()
+    (tmp_path / "key.pem").write_bytes(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "out"
+    arguments = ["segment", str(bundle), str(films), "-o", str(out), "--workers", "1", "--public-key", "key.pem"]
+    assert main(arguments) == 1
+    assert "signature" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_worker_that_opens_something_else_is_refused(bundle: Path, tmp_path: Path) -> None:

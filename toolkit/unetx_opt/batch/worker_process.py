@@ -79,12 +79,13 @@ def _facts(segmenter: Segmenter) -> EngineFacts:
 
 
 def _answer(task: Task, plan: OutputPlan, segmenter: Segmenter, reader: DicomReader) -> dict[str, Any]:
+    identity: dict[str, Any] = {}
     try:
         identity = _identify(task.source)
         image = read_radiograph(task.source, reader, plan)
         facts, files = segment_radiograph(segmenter, image, plan, task.stem)
     except (UnetxError, OSError) as error:
-        return {"status": "failed", "reason": " ".join(str(error).split())}
+        return {"status": "failed", "reason": " ".join(str(error).split()), **identity}
     written = {
         key: {"name": file.path.relative_to(plan.folder).as_posix(), "bytes": file.size, "sha256": file.sha256}
         for key, file in files.items()

@@ -91,6 +91,19 @@ class DicomReader(Closing):
             except ImageError as error:
                 raise ImageError(f"{path} cannot be used: {error}") from None
 
+    def warm_up(self) -> None:
+        """Start the process before the first file needs it; does not wait until it is ready.
+
+        Raises
+        ------
+        UnetxError
+            The reader is closed.
+        """
+        with self._turn:
+            if self._closed:
+                raise UnetxError("the DICOM reader is closed: open another")
+            self._running()
+
     @property
     def process_id(self) -> int | None:
         """Of the process that reads; None where none runs."""
@@ -116,6 +129,7 @@ class DicomReader(Closing):
                 self._discard()
                 if self._closed:
                     raise UnetxError("the DICOM reader was closed while it read: open another") from error
+                self._running()  # so that the next file finds it warm
                 if timed_out.is_set():
                     raise ImageError(f"reading it took more than {self.limits.timeout_s:g} s") from error
                 reason = f"signal {-code}" if code < 0 else f"code {code}"
