@@ -27,12 +27,7 @@ constexpr int PATCH_HEIGHT = 2;
 static_assert(TILE_WIDTH % PATCH_WIDTH == 0 && TILE_HEIGHT % PATCH_HEIGHT == 0, "a tile is whole patches");
 static_assert(PATCH_WIDTH * PATCH_HEIGHT == WARP, "a thread for each pixel");
 
-// Where an element lies in its image. The launcher refuses images of 2^31 elements and more.
-template <bool CHANNELS_LAST> __device__ inline int place_of(Shape shape, int channel, int y, int x) {
-  return CHANNELS_LAST ? (y * shape.width + x) * shape.channels + channel : (channel * shape.height + y) * shape.width + x;
-}
-
-// The image of one of its tensors that a block works on.
+// The image of one of its tensors that a block works on. Within it 32 bits are enough: the launcher refuses larger ones.
 template <typename T> __device__ inline T* image_of(T* tensor, Shape shape, long long image) {
   return tensor == nullptr ? nullptr : tensor + image * shape.channels * shape.height * shape.width;
 }
@@ -53,63 +48,6 @@ template <bool CHANNELS_LAST, int K> struct MatrixTile {
     return elements + (y * WIDTH + x) * DEPTH + octet * 8 + channel % 8;
   }
 
-  __device__ void fill(const half* __restrict__ source,  // (C, H, W) or (H, W, C)
-                       Shape shape, Tile tile, int first, int thread) {
-    constexpr int RUN = CHANNELS_LAST ? 8 : 4;  // elements copied at once
-    const int length = CHANNELS_LAST ? shape.channels : shape.width;
-    if (length % RUN == 0 && reinterpret_cast<size_t>(source) % (RUN * sizeof(half)) == 0 &&
-        (CHANNELS_LAST || tile.dilation == 1)) {
-      fill_by_runs(source, shape, tile, first, thread);
-      return;
-    }
-#pragma unroll 1
-    for (int index = thread; index < DEPTH * HEIGHT * WIDTH; index += THREADS) {
-      const int channel = CHANNELS_LAST ? index % DEPTH : index / (HEIGHT * WIDTH);
-      const int pixel = CHANNELS_LAST ? index / DEPTH : index % (HEIGHT * WIDTH);
-      const int y = pixel / WIDTH, x = pixel % WIDTH;
-      const int row = tile.row(y - K / 2), column = tile.column(x - MARGIN);
-      const bool columns = UNETX_PLANTED_DEFECT == 3 || (column >= 0 && column < shape.width);
-      const bool inside = first + channel < shape.channels && row >= 0 && row < shape.height && columns;
-      *at(channel, y, x) = inside ? source[place_of<CHANNELS_LAST>(shape, first + channel, row, column)]
-                                  : from_float<half>(0.0f);
-    }
-  }
-
-  // A run of columns, or of channels, lies inside the image or outside, never across its border.
-  __device__ void fill_by_runs(const half* __restrict__ source, Shape shape, Tile tile, int first, int thread) {
-    constexpr int RUN = CHANNELS_LAST ? 8 : 4, BYTES = RUN * sizeof(half);
-    if (CHANNELS_LAST) {
-      const int channel = thread % 2 * RUN;
-#pragma unroll 1
-      for (int pixel = thread / 2; pixel < HEIGHT * WIDTH; pixel += THREADS / 2) {
-        const int y = pixel / WIDTH, x = pixel % WIDTH, row = tile.row(y - K / 2), column = tile.column(x - MARGIN);
-        const bool inside = first + channel < shape.channels && row >= 0 && row < shape.height && column >= 0 &&
-                            column < shape.width;
-        const half* const from = source + place_of<true>(shape, first + channel, row, column);
-        copy_later<BYTES>(at(channel, y, x), inside ? from : source, inside);
-      }
-      return;
-    }
-    // A thread keeps its place in the tile and goes through the channels.
-    constexpr int PLACES = HEIGHT * (WIDTH / RUN), ABREAST = THREADS / PLACES;
-    static_assert(ABREAST > 0, "a thread for each place");
-    const int y = thread % PLACES / (WIDTH / RUN), x = thread % (WIDTH / RUN) * RUN;
-    static_assert(PLACES % (WIDTH / RUN) == 0, "places end with a row");
-    const int row = tile.row(y - K / 2), column = tile.column(x - MARGIN);
-    const bool inside = row >= 0 && row < shape.height && column >= 0 && column < shape.width;
-    const int plane = shape.height * shape.width;
-    const int begin = thread / PLACES, end = begin < ABREAST ? DEPTH : 0;
-    const half* from = source + (inside ? place_of<false>(shape, first + begin, row, column) : 0);
-    half* to = at(begin, y, x);
-#pragma unroll 1
-    for (int channel = begin; channel < end; channel += ABREAST) {
-      const bool exists = inside && first + channel < shape.channels;
-      copy_later<BYTES>(to, exists ? from : source, exists);
-      from += ABREAST * plane;
-      to += ABREAST * PLANE;
-    }
-  }
-
   // Where this lane's row of the matrices of row y of keys begins, for the patch that begins at column x; the step from
   // pixel to pixel is PIXEL.
   static constexpr int PIXEL = CHANNELS_LAST ? DEPTH : 1;
@@ -125,6 +63,83 @@ template <bool CHANNELS_LAST, int K> struct MatrixTile {
   }
 };
 
+// What a thread copies of every buffer: worked out once, since a tile keeps its place from buffer to buffer.
+template <bool CHANNELS_LAST, int K> struct Filler {
+  using Buffer = MatrixTile<CHANNELS_LAST, K>;
+  static constexpr int RUN = CHANNELS_LAST ? 8 : 4;  // elements copied at once: channels, or columns
+  static constexpr int BYTES = RUN * sizeof(half);
+  static constexpr int PER_ROW = Buffer::WIDTH / RUN, PLACES = Buffer::HEIGHT * PER_ROW;
+  static constexpr int ABREAST = CHANNELS_LAST ? THREADS / 2 : THREADS / PLACES;
+  static_assert(ABREAST > 0, "a thread for each place");
+  Tile tile;
+  int height, width, thread;
+  int pixel, place;  // NCHW: its run in a plane of the image, or -1 beside the image; its run in a plane of the buffer
+
+  __device__ Filler(Tile tile, int height, int width, int thread)
+      : tile(tile), height(height), width(width), thread(thread), pixel(-1), place(0) {
+    if (CHANNELS_LAST) return;
+    const int y = thread % PLACES / PER_ROW, x = thread % PLACES % PER_ROW * RUN;
+    pixel = pixel_at(y, x);
+    place = y * Buffer::WIDTH + x;
+  }
+
+  // The pixel of a plane of the image for row y and column x of the buffer, or -1 beside the image.
+  __device__ int pixel_at(int y, int x) const {
+    const int row = tile.row(y - K / 2), column = tile.column(x - MARGIN);
+    const bool columns = column >= 0 && column < width;
+    return row >= 0 && row < height && (columns || UNETX_PLANTED_DEFECT == 3) ? row * width + column : -1;
+  }
+
+  __device__ void fill(Buffer& buffer, const half* __restrict__ source,  // (C, H, W) or (H, W, C)
+                       int channels, int first) const {
+    // A run lies inside the image or outside, never across its border.
+    const int length = CHANNELS_LAST ? channels : width;
+    const bool runs = length % RUN == 0 && reinterpret_cast<size_t>(source) % BYTES == 0;
+    if (!runs || (!CHANNELS_LAST && tile.dilation != 1))
+      fill_by_elements(buffer, source, channels, first);
+    else if (CHANNELS_LAST)
+      fill_pixels(buffer, source, channels, first);
+    else
+      fill_planes(buffer, source, channels, first);
+  }
+
+  __device__ void fill_planes(Buffer& buffer, const half* __restrict__ source, int channels, int first) const {
+    const int begin = thread / PLACES, plane = height * width;
+    if (begin >= ABREAST) return;
+    const int left = pixel >= 0 ? channels - first - begin : 0;
+    const half* const from = source + (left > 0 ? (first + begin) * plane + pixel : 0);
+    half* const to = buffer.elements + begin * Buffer::PLANE + place;
+#pragma unroll
+    for (int channel = 0; channel < DEPTH; channel += ABREAST)
+      if (DEPTH % ABREAST == 0 || begin + channel < DEPTH)
+        copy_later<BYTES>(to + channel * Buffer::PLANE, from + channel * plane, channel < left);
+  }
+
+  __device__ void fill_pixels(Buffer& buffer, const half* __restrict__ source, int channels, int first) const {
+    const int channel = thread % 2 * RUN;
+#pragma unroll
+    for (int index = 0; index < Buffer::HEIGHT * Buffer::WIDTH; index += ABREAST) {
+      const int y = (index + thread / 2) / Buffer::WIDTH, x = (index + thread / 2) % Buffer::WIDTH;
+      if (y >= Buffer::HEIGHT) return;
+      const int near = pixel_at(y, x);
+      const bool inside = near >= 0 && first + channel < channels;
+      copy_later<BYTES>(buffer.at(channel, y, x), source + (inside ? near * channels + first + channel : 0), inside);
+    }
+  }
+
+  __device__ void fill_by_elements(Buffer& buffer, const half* __restrict__ source, int channels, int first) const {
+#pragma unroll 1
+    for (int index = thread; index < DEPTH * Buffer::HEIGHT * Buffer::WIDTH; index += THREADS) {
+      const int channel = CHANNELS_LAST ? index % DEPTH : index / (Buffer::HEIGHT * Buffer::WIDTH);
+      const int inner = CHANNELS_LAST ? index / DEPTH : index % (Buffer::HEIGHT * Buffer::WIDTH);
+      const int y = inner / Buffer::WIDTH, x = inner % Buffer::WIDTH, near = pixel_at(y, x);
+      const bool inside = near >= 0 && first + channel < channels;
+      const int from = CHANNELS_LAST ? near * channels + first + channel : (first + channel) * (height * width) + near;
+      *buffer.at(channel, y, x) = inside ? source[from] : from_float<half>(0.0f);
+    }
+  }
+};
+
 // One warp's part of the gate. `part` is one of the two halves of its patch, `line` one of its two rows of pixels.
 template <bool CHANNELS_LAST, int K> struct MatrixGate {
   using Buffer = MatrixTile<CHANNELS_LAST, K>;
@@ -132,8 +147,7 @@ template <bool CHANNELS_LAST, int K> struct MatrixGate {
   Tile tile;
   int height, width, lane, x, y;        // of the patch within the tile
   int origin;                           // its first pixel in a plane of the image
-  HalfPair weights[2][2][K][2];         // of part, line, row of keys, block: two keys each, exp2(score - largest)
-  float share[2][2];                    // of part, line: 1 / sum of the weights; for the pixel of column lane / 4
+  HalfPair weights[2][2][K][2];         // of part, line, row of keys, block: of two keys each, one after the other
 
   __device__ MatrixGate(Tile tile, int height, int width, int thread) : tile(tile), height(height), width(width) {
     const int warp = thread / WARP;
@@ -186,49 +200,56 @@ template <bool CHANNELS_LAST, int K> struct MatrixGate {
   }
 
   // Scores to weights: a neighbour outside of the window or of the image takes no part.
-  __device__ void softmax(const float (&scores)[KEY_ROWS][2][4], int part, float scale) {
-    {
-      bool counts[2][2];
+  __device__ void softmax(float (&scores)[KEY_ROWS][2][4], int part, float scale) {
+    bool counts[2][2];
 #pragma unroll
-      for (int block = 0; block < 2; ++block)
+    for (int block = 0; block < 2; ++block)
 #pragma unroll
-        for (int one = 0; one < 2; ++one) {
-          const int key = 8 * block + 2 * (lane % 4) + one - MARGIN, beside = key - lane / 4;
-          const int column = tile.column(x + 8 * part + key);
-          counts[block][one] = beside >= -(K / 2) && beside <= K / 2 && column >= 0 && column < width;
-        }
-#pragma unroll
-      for (int line = 0; line < 2; ++line) {
-        float own[K][2][2], largest = NEVER, sum = 0.0f;
-#pragma unroll
-        for (int key = 0; key < K; ++key) {
-          const int row = tile.row(y + line + key - K / 2);
-          const bool rows = row >= 0 && row < height;
-#pragma unroll
-          for (int block = 0; block < 2; ++block)
-#pragma unroll
-            for (int one = 0; one < 2; ++one) {
-              const float score = scores[line + key][block][2 * line + one] * (scale * LOG2_E);
-              own[key][block][one] = rows && counts[block][one] ? score : NEVER;
-              largest = fmaxf(largest, own[key][block][one]);
-            }
-        }
-        largest = fmaxf(largest, from_lane_across(largest, 1));
-        largest = fmaxf(largest, from_lane_across(largest, 2));
-#pragma unroll
-        for (int key = 0; key < K; ++key)
-#pragma unroll
-          for (int block = 0; block < 2; ++block) {
-            const HalfPair pair = pack_halves(exp2f(own[key][block][0] - largest), exp2f(own[key][block][1] - largest));
-            weights[part][line][key][block] = pair;
-            // Of the rounded weights, so that they sum to 1 exactly.
-            const float2 rounded = unpack_halves(pair);
-            sum += rounded.x + rounded.y;
-          }
-        sum += from_lane_across(sum, 1);
-        sum += from_lane_across(sum, 2);
-        share[part][line] = 1.0f / sum;
+      for (int one = 0; one < 2; ++one) {
+        const int key = 8 * block + 2 * (lane % 4) + one - MARGIN, beside = key - lane / 4;
+        const int column = tile.column(x + 8 * part + key);
+        counts[block][one] = beside >= -(K / 2) && beside <= K / 2 && column >= 0 && column < width;
       }
+#pragma unroll
+    for (int line = 0; line < 2; ++line) {
+      float largest = NEVER, sum = 0.0f;
+#pragma unroll
+      for (int key = 0; key < K; ++key) {
+        const int row = tile.row(y + line + key - K / 2);
+        const bool rows = row >= 0 && row < height;
+#pragma unroll
+        for (int block = 0; block < 2; ++block)
+#pragma unroll
+          for (int one = 0; one < 2; ++one) {
+            float& score = scores[line + key][block][2 * line + one];
+            score = rows && counts[block][one] ? score : NEVER;
+            largest = fmaxf(largest, score);
+          }
+      }
+      largest = fmaxf(largest, from_lane_across(largest, 1));
+      largest = fmaxf(largest, from_lane_across(largest, 2));
+      // A pixel beside the image has no neighbour at all: its weights are finite and not stored.
+      const float offset = largest * (scale * LOG2_E);
+#pragma unroll
+      for (int key = 0; key < K; ++key)
+#pragma unroll
+        for (int block = 0; block < 2; ++block)
+#pragma unroll
+          for (int one = 0; one < 2; ++one) {
+            float& score = scores[line + key][block][2 * line + one];
+            score = exp2_approximately(score * (scale * LOG2_E) - offset);
+            sum += score;
+          }
+      sum += from_lane_across(sum, 1);
+      sum += from_lane_across(sum, 2);
+      const float share = 1.0f / sum;
+#pragma unroll
+      for (int key = 0; key < K; ++key)
+#pragma unroll
+        for (int block = 0; block < 2; ++block) {
+          const float(&pair)[4] = scores[line + key][block];
+          weights[part][line][key][block] = pack_halves(pair[2 * line] * share, pair[2 * line + 1] * share);
+        }
     }
   }
 
@@ -259,14 +280,11 @@ template <bool CHANNELS_LAST, int K> struct MatrixGate {
           }
         }
       }
-    if (CHANNELS_LAST)
-      store_pixels(sums, residual, out, shape, first);
-    else
-      store_channels(sums, residual, out, shape, first);
+    store(sums, residual, out, shape, first);
   }
 
-  // A lane has columns 2 t and 2 t + 1 of both parts (t = lane % 4): an even one trades its pair of the second for its
-  // neighbour's of the first, so that each has four in a row, and four lanes fill 32 bytes.
+  // A lane has columns (NCHW) or channels (NHWC) 2 t and 2 t + 1 of two octets, t = lane % 4: an even one trades its pair of
+  // the second for its neighbour's of the first, so that each has four in a row, and four lanes fill 32 bytes.
   __device__ void trade(float (&four)[4], float first0, float first1, float second0, float second1) const {
     const bool odd = lane % 2;
     const float got0 = from_lane_across(odd ? first0 : second0, 1), got1 = from_lane_across(odd ? first1 : second1, 1);
@@ -277,68 +295,51 @@ template <bool CHANNELS_LAST, int K> struct MatrixGate {
   }
   __device__ int first_of_four() const { return lane % 2 * 8 + lane % 4 / 2 * 4; }
 
-  __device__ void store_channels(const float (&sums)[2][2][4], const half* __restrict__ residual,
-                                 half* __restrict__ out, Shape shape, int first) const {
+  __device__ void store(const float (&sums)[2][2][4], const half* __restrict__ residual, half* __restrict__ out,
+                        Shape shape, int first) const {
+    const int run = CHANNELS_LAST ? shape.channels : tile.dilation == 1 ? shape.width : 1;
+    const bool whole = run % 4 == 0 && (reinterpret_cast<size_t>(out) | reinterpret_cast<size_t>(residual)) % 8 == 0;
 #pragma unroll
-    for (int line = 0; line < 2; ++line) {
-      float scaled[2][4];
+    for (int line = 0; line < 2; ++line)
 #pragma unroll
-      for (int part = 0; part < 2; ++part)
-#pragma unroll
-        for (int one = 0; one < 2; ++one) {
-          const float own = from_lane(share[part][line], (2 * (lane % 4) + one) * 4);
-          scaled[part][one] = sums[part][line][one] * own;
-          scaled[part][2 + one] = sums[part][line][2 + one] * own;
-        }
-#pragma unroll
-      for (int octet = 0; octet < 2; ++octet) {
+      for (int octet = 0; octet < 2; ++octet) {  // of channels (NCHW), or of columns
         float four[4];
-        trade(four, scaled[0][2 * octet], scaled[0][2 * octet + 1], scaled[1][2 * octet], scaled[1][2 * octet + 1]);
-        const int channel = first + 8 * octet + lane / 4;
-        if (channel < shape.channels && holds(line, first_of_four()))
-          store_four(four, residual, out, shape, channel, line, first_of_four());
-      }
-    }
-  }
-
-  __device__ void store_pixels(const float (&sums)[2][2][4], const half* __restrict__ residual,
-                               half* __restrict__ out, Shape shape, int first) const {
-#pragma unroll
-    for (int part = 0; part < 2; ++part)
-#pragma unroll
-      for (int line = 0; line < 2; ++line) {
-        const float own = share[part][line];
-        float four[4];
-        trade(four, sums[part][0][2 * line] * own, sums[part][0][2 * line + 1] * own, sums[part][1][2 * line] * own,
-              sums[part][1][2 * line + 1] * own);
-        const int channel = first + first_of_four(), column = 8 * part + lane / 4;
-        if (channel < shape.channels && holds(line, column))
-          store_four(four, residual, out, shape, channel, line, column);
+        if (CHANNELS_LAST)
+          trade(four, sums[octet][0][2 * line], sums[octet][0][2 * line + 1], sums[octet][1][2 * line],
+                sums[octet][1][2 * line + 1]);
+        else
+          trade(four, sums[0][line][2 * octet], sums[0][line][2 * octet + 1], sums[1][line][2 * octet],
+                sums[1][line][2 * octet + 1]);
+        const int channel = first + (CHANNELS_LAST ? first_of_four() : 8 * octet + lane / 4);
+        const int column = CHANNELS_LAST ? 8 * octet + lane / 4 : first_of_four();
+        if (channel >= shape.channels || !holds(line, column)) continue;
+        const int start = place_in_image(shape, channel, line, column);
+        if (whole)
+          store_run(four, residual == nullptr ? nullptr : residual + start, out + start);
+        else
+          store_elements(four, residual, out, shape, start, channel, line, column);
       }
   }
 
-  // Four columns of one channel, or four channels of one pixel.
-  __device__ void store_four(const float (&four)[4], const half* __restrict__ residual, half* __restrict__ out,
-                             Shape shape, int channel, int line, int column) const {
-    const int start = place_in_image(shape, channel, line, column);
-    const bool whole = (CHANNELS_LAST ? shape.channels : tile.dilation == 1 ? shape.width : 1) % 4 == 0 &&
-                       (reinterpret_cast<size_t>(out) | reinterpret_cast<size_t>(residual)) % 8 == 0;
-    if (whole) {
-      HalfPair pairs[2];
-#pragma unroll
-      for (int pair = 0; pair < 2; ++pair) {
-        const float2 more = residual ? unpack_halves(reinterpret_cast<const HalfPair*>(residual + start)[pair])
-                                     : make_float2(0.0f, 0.0f);
-        pairs[pair] = pack_halves(four[2 * pair] + more.x, four[2 * pair + 1] + more.y);
-      }
-      *reinterpret_cast<uint2*>(out + start) = make_uint2(pairs[0], pairs[1]);
-      return;
+  __device__ static void store_run(const float (&four)[4], const half* __restrict__ residual, half* __restrict__ out) {
+    float2 more[2] = {make_float2(0.0f, 0.0f), make_float2(0.0f, 0.0f)};
+    if (residual != nullptr) {
+      const uint2 read = *reinterpret_cast<const uint2*>(residual);
+      more[0] = unpack_halves(read.x);
+      more[1] = unpack_halves(read.y);
     }
+    *reinterpret_cast<uint2*>(out) = make_uint2(pack_halves(four[0] + more[0].x, four[1] + more[0].y),
+                                                pack_halves(four[2] + more[1].x, four[3] + more[1].y));
+  }
+
+  // Four columns of one channel, or four channels of one pixel, as far as they exist.
+  __device__ void store_elements(const float (&four)[4], const half* __restrict__ residual, half* __restrict__ out,
+                                 Shape shape, int start, int channel, int line, int column) const {
 #pragma unroll
     for (int one = 0; one < 4; ++one) {
       if (CHANNELS_LAST ? channel + one >= shape.channels : !holds(line, column + one)) continue;
       const int place = start + (CHANNELS_LAST ? one : one * tile.dilation);
-      out[place] = from_float<half>(four[one] + (residual ? to_float(residual[place]) : 0.0f));
+      out[place] = from_float<half>(four[one] + (residual != nullptr ? to_float(residual[place]) : 0.0f));
     }
   }
 };
@@ -351,8 +352,9 @@ __device__ void neighbourhood_gate_by_matrices(const half* __restrict__ theta,  
                                                half* __restrict__ out,             // as values
                                                int images, int hidden, Shape shape, int dilation, float scale) {
   using Gate = MatrixGate<CHANNELS_LAST, K>;
-  constexpr int STAGES = UNETX_STAGES * sizeof(typename Gate::Buffer) <= 48 * 1024 ? UNETX_STAGES : 2;
-  __shared__ typename Gate::Buffer buffers[STAGES];
+  using Buffer = typename Gate::Buffer;
+  constexpr int STAGES = UNETX_STAGES * sizeof(Buffer) <= 48 * 1024 ? UNETX_STAGES : 2;
+  __shared__ Buffer buffers[STAGES];
   const Window<half, CHANNELS_LAST, K, 1> block(shape.height, shape.width, dilation);
   if (block.tile.image >= images) return;  // the whole block, so no barrier is left waiting
   Gate gate(block.tile, shape.height, shape.width, block.thread);
@@ -366,15 +368,16 @@ __device__ void neighbourhood_gate_by_matrices(const half* __restrict__ theta,  
   // buffers, they come twice.
   const int of_keys = ceil_div(hidden, DEPTH), before_values = of_keys == 1 ? 1 : 2 * of_keys;
   const int steps = before_values + ceil_div(shape.channels, DEPTH);
+  const Filler<CHANNELS_LAST, K> filler(block.tile, shape.height, shape.width, block.thread);
   // A patch beside the image has nothing to compute, but fills buffers and meets barriers.
   const bool works = gate.holds(0, 0);
 
   const auto fill = [&](int step) {
-    const bool of_phi = step < before_values;
-    const int chunk = of_phi ? step % of_keys : step - before_values;
-    const Shape filled{of_phi ? hidden : shape.channels, shape.height, shape.width};
-    if (step < steps)
-      buffers[step % STAGES].fill(of_phi ? phi : values, filled, block.tile, chunk * DEPTH, block.thread);
+    Buffer& buffer = buffers[step % STAGES];
+    if (step < before_values)
+      filler.fill(buffer, phi, hidden, step % of_keys * DEPTH);
+    else if (step < steps)
+      filler.fill(buffer, values, shape.channels, (step - before_values) * DEPTH);
     end_copies();  // an empty group too, so that their number is the number of steps
   };
   // One barrier for each step: before it, all have left the buffer that is filled after it.

@@ -271,6 +271,9 @@ def _kernels(values: torch.Tensor) -> Iterator[GateKernels]:
         # pycuda takes no stream of another package, so the kernels run on the default stream between two waits.
         if current != default:
             default.wait_stream(current)
-        yield _opened(device.index)
+        kernels = _opened(device.index)
+        # PyTorch's threads, of gradients above all, need not have it current.
+        with kernels.gpu.current():
+            yield kernels
         if current != default:
             current.wait_stream(default)

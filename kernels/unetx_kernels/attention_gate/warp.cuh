@@ -61,8 +61,14 @@ __device__ inline void multiply_add(float (&sums)[4], HalfPair a0, HalfPair a1, 
 #endif
 }
 
-__device__ inline float from_lane(float value, int lane) { return __shfl_sync(EVERY_LANE, value, lane); }
 __device__ inline float from_lane_across(float value, int bits) { return __shfl_xor_sync(EVERY_LANE, value, bits); }
+
+// 2^x to 22 bits, 0 for a result below the least normal float.
+__device__ inline float exp2_approximately(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
 
 // Copies BYTES to shared memory, or zeros where it is not `inside`. It has arrived after the `wait_for_copies` that follows.
 template <int BYTES> __device__ inline void copy_later(half* to, const half* __restrict__ from, bool inside) {
