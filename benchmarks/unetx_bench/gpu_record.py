@@ -6,12 +6,19 @@ makes width 64 at 512 x 512 px, FP32, FP16 and INT8, for ONNX Runtime with CUDA 
 writes one report for each variant, all its precisions in one run, and ``gpu-record.json``, which names all that did
 not run and why.
 The weights are random: latency does not depend on them, and accuracy is neither measured nor claimed.
+
+All bundles are built first, several at once and each in a process of its own, so that nothing else runs while one is
+timed. What was measured lies on the disk after every variant; `--deadline` ends the run between two of them.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import datetime
+import itertools
 import json
+import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +29,7 @@ import click
 from unetx_bench.benchmark import run_benchmark
 from unetx_bench.environment import capture_environment
 from unetx_bench.errors import MeasurementError
+from unetx_bench.gpu_record_build import BuildOrder, build_apart
 from unetx_bench.measurement import MeasureOptions
 from unetx_bench.peers import PEERS
 from unetx_bench.report import REPORT_NAME
@@ -52,6 +60,12 @@ class RecordRequest:
         Of the network, and of its input.
     seconds : float
         Most time of one measurement.
+    jobs : int
+        Bundles that are built at once.
+    build_seconds : float
+        Most time of building one.
+    deadline_seconds : float
+        From the start; no measurement begins later.
     """
 
     variants: tuple[str, ...] = tuple(VARIANTS)
@@ -61,6 +75,9 @@ class RecordRequest:
     width: int = 64
     size_px: int = 512
     seconds: float = 60.0
+    jobs: int = 4
+    build_seconds: float = 900.0
+    deadline_seconds: float = 86400.0
 
 
 @click.command()
@@ -73,6 +90,9 @@ class RecordRequest:
 @click.option("--width", type=click.IntRange(1, 256), default=64, show_default=True)
 @click.option("--size", "size_px", type=click.IntRange(32), default=512, show_default=True)
 @click.option("--seconds", type=click.FloatRange(0.1), default=60.0, show_default=True, help="Of one measurement.")
+@click.option("--jobs", type=click.IntRange(1), default=4, show_default=True, help="Bundles built at once.")
+@click.option("--build-seconds", type=click.FloatRange(1), default=900.0, show_default=True, help="Of one bundle.")
+@click.option("--deadline", "deadline_seconds", type=click.FloatRange(1), default=86400.0, help="Of the whole run.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True, help="Parent folder."
 )
@@ -103,16 +123,22 @@ def make_record(request: RecordRequest, folder: Path, note: Note = lambda text: 
     dict
         The content of ``gpu-record.json``.
     """
-    did_not_run: dict[str, str] = {}
+    begun = time.monotonic()
     reports: dict[str, str] = {}
     with staged_directory(folder) as staging, scratch_directory(folder.parent / f"{folder.name}.work") as scratch:
+        checkpoints = {variant: _make_checkpoint(request, variant, scratch) for variant in request.variants}
+        bundles, did_not_run = _build_all(request, checkpoints, scratch, note)
         for variant in request.variants:
             try:
-                did_not_run |= _measure_variant(request, variant, (scratch, staging / variant), note)
+                if time.monotonic() - begun > request.deadline_seconds:
+                    raise MeasurementError(f"the time was up: {request.deadline_seconds:.0f} s")
+                output = scratch / f"{variant}-report"
+                did_not_run |= _measure_variant(request, bundles[variant], checkpoints[variant], output, note)
             except Exception as error:  # whatever a driver, a builder or a peer raises is a finding of the record
                 did_not_run[variant] = _one_line(error)
             else:
                 reports[variant] = f"{variant}/{REPORT_NAME}"
+                shutil.move(output, staging / variant)
         record = {
             "schema_version": 1,
             "what": "latency with random weights; accuracy is neither measured nor claimed",
@@ -125,29 +151,41 @@ def make_record(request: RecordRequest, folder: Path, note: Note = lambda text: 
     return record
 
 
-def _measure_variant(request: RecordRequest, variant: str, folders: tuple[Path, Path], note: Note) -> dict[str, str]:
-    """Build every precision for every target apart, and time all that came out in one run; gives what did not run."""
-    scratch, output = folders
-    checkpoint = _make_checkpoint(request, variant, scratch)
-    bundles, did_not_run = [], {}
-    for precision in request.precisions:
-        for target in request.targets:
-            bundle = scratch / f"{variant}-{precision}-{target}"
-            note(f"building {bundle.name}")
+def _build_all(
+    request: RecordRequest, checkpoints: dict[str, Path], scratch: Path, note: Note
+) -> tuple[dict[str, list[Path]], dict[str, str]]:
+    """Build every precision for every target apart; gives the bundles of each variant, and what was not built."""
+    orders = []
+    for variant, precision, target in itertools.product(checkpoints, request.precisions, request.targets):
+        paths = (str(checkpoints[variant]), str(scratch / f"{variant}-{precision}-{target}"))
+        orders.append(BuildOrder(variant, precision, target, *paths, request.size_px))
+    bundles: dict[str, list[Path]] = {variant: [] for variant in checkpoints}
+    failed: dict[str, str] = {}
+    with concurrent.futures.ThreadPoolExecutor(request.jobs) as pool:
+        runs = [(order, pool.submit(build_apart, order, request.build_seconds)) for order in orders]
+        for order, run in runs:
             try:
-                _build(request, (variant, precision, target), checkpoint, bundle)
-            except Exception as error:  # one that cannot be built must not take the others with it
-                did_not_run[bundle.name] = _one_line(error)
+                run.result()
+            except MeasurementError as error:
+                failed[order.name] = str(error)
+                note(f"not built: {order.name}: {error}")
             else:
-                bundles.append(bundle)
+                bundles[order.variant].append(Path(order.output))
+                note(f"built {order.name}")
+    return bundles, failed
+
+
+def _measure_variant(
+    request: RecordRequest, bundles: list[Path], checkpoint: Path, output: Path, note: Note
+) -> dict[str, str]:
+    """Time all bundles of a variant in one run; gives what did not run."""
     if not bundles:
-        raise MeasurementError("; ".join(f"{name}: {reason}" for name, reason in did_not_run.items()))
+        raise MeasurementError("none of its bundles could be built")
     measure = MeasureOptions(maximum_seconds=request.seconds)
     asked = BenchRequest(tuple(bundles), output, measure, (checkpoint,), request.peers, images=0)
     report = run_benchmark(asked, note)
     # Each bundle was built for one target: that it lacks the others is no finding.
-    missing = {name: reason for name, reason in report.not_measured.items() if not reason.startswith("not built: ")}
-    return {**did_not_run, **missing}
+    return {name: reason for name, reason in report.not_measured.items() if not reason.startswith("not built: ")}
 
 
 def _make_checkpoint(request: RecordRequest, variant: str, scratch: Path) -> Path:
@@ -166,23 +204,6 @@ def _make_checkpoint(request: RecordRequest, variant: str, scratch: Path) -> Pat
     metadata = {} if step is None else {METADATA_KEY: step_metadata(StepRecord(step, parameters[step]))}
     write_checkpoint(path, build_model(variant_spec(variant, width=request.width)), variant, metadata)
     return path
-
-
-def _build(request: RecordRequest, what: tuple[str, str, str], checkpoint: Path, bundle: Path) -> None:
-    from unetx_exporters.options import BuildOptions
-    from unetx_exporters.pipeline import build_bundle
-
-    variant, precision, target = what
-    options = BuildOptions(
-        variant=variant,
-        precision=Precision(precision),
-        output=bundle,
-        targets=(target,),
-        checkpoint=checkpoint,
-        size_px=request.size_px,
-        gate="off",
-    )
-    build_bundle(options, lambda stage, done, total: None)
 
 
 def _one_line(error: Exception) -> str:

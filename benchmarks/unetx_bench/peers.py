@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from unetx_bench.errors import MeasurementError
 from unetx_opt.optional import find, require
 from unetx_opt.runtime.sessions.base import INPUT_NAME, OUTPUT_NAME
+from unetx_opt.runtime.sessions.onnxruntime import preload_cuda
 
 if TYPE_CHECKING:
     from unetx_opt.models.unet import UNet
@@ -170,6 +171,8 @@ def _open_onnxruntime(given: PeerModel, provider: str = "CPUExecutionProvider") 
     options.log_severity_level = 3
     if given.threads is not None:
         options.intra_op_num_threads = given.threads
+    if provider == "CUDAExecutionProvider":
+        preload_cuda(onnxruntime)
     session = onnxruntime.InferenceSession(str(given.graph_fp32), options, providers=[provider])
     if provider not in session.get_providers():
         raise MeasurementError(f"ONNX Runtime runs on {', '.join(session.get_providers())}, asked for {provider}")

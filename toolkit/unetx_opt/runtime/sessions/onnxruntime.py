@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +24,7 @@ __all__ = [
     "OnnxRuntimeSession",
     "check_provider",
     "open_onnxruntime",
+    "preload_cuda",
     "session_options",
     "why_not_onnxruntime_cpu",
     "why_not_onnxruntime_cuda",
@@ -78,6 +81,8 @@ def open_onnxruntime(request: OpenRequest) -> OnnxRuntimeSession:
     onnxruntime = require("onnxruntime", purpose=f"running an {record.target} engine")
     provider = PROVIDERS[record.target]
     check_provider(record.target, onnxruntime.get_available_providers())
+    if record.target == "onnxruntime-cuda":
+        preload_cuda(onnxruntime)
     try:
         session = onnxruntime.InferenceSession(
             request.read(record.files[0]), _session_options(record.target, request.threads), providers=[provider]
@@ -88,6 +93,15 @@ def open_onnxruntime(request: OpenRequest) -> OnnxRuntimeSession:
     # A provider that fails later would otherwise be replaced by another one without a word.
     session.disable_fallback()
     return OnnxRuntimeSession(session, record.target, record.compute_dtype)
+
+
+def preload_cuda(onnxruntime: Any) -> None:
+    """Load CUDA's and cuDNN's libraries from NVIDIA's Python packages, where they are and the system has none."""
+    preload = getattr(onnxruntime, "preload_dlls", None)  # from ONNX Runtime 1.21 on
+    if preload is not None:
+        # It prints what it does not find; a library that lacks is told when the provider is checked.
+        with contextlib.redirect_stdout(io.StringIO()):
+            preload()
 
 
 def _session_options(target: str, threads: int | None) -> Any:
