@@ -78,15 +78,6 @@ class Gpu:
         finally:
             self.driver.Context.pop()
 
-    @contextlib.contextmanager
-    def current(self) -> Iterator[None]:
-        """Make the context current in this thread meanwhile."""
-        self.context.push()
-        try:
-            yield
-        finally:
-            self.driver.Context.pop()
-
     def load(self, binary: bytes) -> Any:
         """Load a cubin, fatbin or PTX; it has ``get_function(name)`` and lives as long as it is referred to."""
         # pycuda binds a module to the context on top of its own stack, whatever is current for the driver.
