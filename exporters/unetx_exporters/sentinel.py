@@ -179,14 +179,14 @@ _SHIPPED: Final = "logits as shipped"
 
 @contextlib.contextmanager
 def _probe_onnxruntime(engine: BuiltEngine, inputs: SentinelInputs) -> Iterator[Probe]:
-    from unetx_opt.runtime.sessions.onnxruntime import PROVIDERS, session_options
+    from unetx_opt.runtime.sessions.onnxruntime import provider_list, session_options
 
     ort = require("onnxruntime", purpose="watching an engine")
     onnx = require("onnx", purpose="watching an engine")
     marked = mark_outputs(onnx.load(inputs.directory / engine.record.files[0]), inputs.junctions)
     yield _run_session(
         ort.InferenceSession(
-            marked.SerializeToString(), session_options(), providers=[PROVIDERS[engine.record.target]]
+            marked.SerializeToString(), session_options(), providers=provider_list(engine.record.target)
         )
     )
 

@@ -19,7 +19,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from unetx_kernels.attention_gate.launch import BACKWARD_SOURCE, FORWARD_SOURCE, TILES, tile_macros
+from unetx_kernels.attention_gate.launch import (
+    BACKWARD_SOURCE,
+    FORWARD_SOURCE,
+    MATRIX_TILES,
+    TILES,
+    tile_macros,
+)
 from unetx_kernels.binaries import released_name
 from unetx_kernels.dense_crf.launch import SOURCE as CRF_SOURCE
 from unetx_kernels.errors import KernelError
@@ -43,10 +49,9 @@ _TIMEOUT_S: Final = 600
 
 def release_modules() -> tuple[Compilation, ...]:
     """Return every module that a launcher asks for, without an architecture."""
-    gates = [
-        Compilation(source, "", tile_macros(tile)) for source in (FORWARD_SOURCE, BACKWARD_SOURCE) for tile in TILES
-    ]
-    return (*gates, Compilation(CRF_SOURCE, ""))
+    forward = [Compilation(FORWARD_SOURCE, "", tile_macros(tile)) for tile in dict.fromkeys((*TILES, *MATRIX_TILES))]
+    backward = [Compilation(BACKWARD_SOURCE, "", tile_macros(tile)) for tile in TILES]
+    return (*forward, *backward, Compilation(CRF_SOURCE, ""))
 
 
 def write_fatbin(

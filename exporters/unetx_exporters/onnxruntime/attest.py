@@ -15,7 +15,7 @@ from unetx_exporters.request import BuildRequest
 from unetx_opt.errors import ExportError
 from unetx_opt.optional import require
 from unetx_opt.runtime.cuda_device import probe_cuda_device
-from unetx_opt.runtime.sessions.onnxruntime import PROVIDERS, check_provider, session_options
+from unetx_opt.runtime.sessions.onnxruntime import check_provider, provider_list, session_options
 from unetx_opt.specs import EngineRecord, Precision
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _executed_graph(record: EngineRecord, path: Path) -> ModelProto:
         options = session_options()
         options.optimized_model_filepath = str(optimized)
         try:
-            session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=[PROVIDERS[record.target]])
+            session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=provider_list(record.target))
         except Exception as error:  # ONNX Runtime raises RuntimeError, ValueError and types of its own
             reason = str(error).partition("\n")[0]
             raise ExportError(f"ONNX Runtime cannot load the graph for {record.target}: {reason}") from error

@@ -17,6 +17,7 @@ __all__ = [
     "BACKWARD_SOURCE",
     "FORMATS",
     "FORWARD_SOURCE",
+    "MATRIX_TILES",
     "ROWS_PER_THREAD",
     "TILES",
     "GateKernels",
@@ -49,15 +50,18 @@ class Tile:
     stages: int = 2
 
 
-#: By reasoning, not yet by measurement: rows of 32 threads read whole cache lines; an image that is narrower would
-#: leave half of them idle.
+#: By reasoning, not by measurement: rows of 32 threads read whole cache lines; an image that is narrower would leave
+#: half of them idle.
 TILES: Final = (Tile(32, 8, 24), Tile(16, 8, 0))
+#: Of the neighbourhood gate in fp16. The first by measurement on an H100 (`benchmarks/results/kernel-tiles-*`): of
+#: five tiles the fastest or within 6 % of it for every window and size; a third buffer gained nothing.
+MATRIX_TILES: Final = (Tile(32, 4, 24), Tile(16, 8, 0))
 
 
-def choose_tile(width_px: int, dilation: int = 1) -> Tile:
+def choose_tile(width_px: int, dilation: int = 1, tiles: tuple[Tile, ...] = TILES) -> Tile:
     """Return the first tile whose width suits an image; dilation splits it into narrower lattices."""
     across = math.ceil(width_px / dilation)
-    return next(tile for tile in TILES if across >= tile.from_width_px)
+    return next(tile for tile in tiles if across >= tile.from_width_px)
 
 
 def tile_macros(tile: Tile) -> Mapping[str, int]:
@@ -129,7 +133,8 @@ class GateKernels:
         """
         half = inputs[2].dtype == "f16"
         rows = {k: pixels_per_thread(k, half=half) for k in ROWS_PER_THREAD}
-        call = _Call.of(inputs, window, dilation, rows, self.tile)
+        tiles = (self.tile,) if self.tile else MATRIX_TILES if half else TILES
+        call = _Call.of(inputs, window, dilation, rows, tiles)
         _check_same("values, out and residual", inputs[2], out, *([] if residual is None else [residual]))
         function = self._function(FORWARD_SOURCE, call.name("neighbourhood_gate"), call)
         self.gpu.launch(function, call.blocks, call.block, (*inputs, residual, out, *call.numbers), stream)
@@ -166,7 +171,8 @@ class GateKernels:
         """
         _check_same("values and gradients", inputs[2], gradient, outputs[2])
         _check_same("theta, phi and their gradients", inputs[0], *outputs[:2])
-        call = _Call.of(inputs, window, dilation, dict.fromkeys(ROWS_PER_THREAD, 1), self.tile)
+        tiles = (self.tile,) if self.tile else TILES
+        call = _Call.of(inputs, window, dilation, dict.fromkeys(ROWS_PER_THREAD, 1), tiles)
         pixels = (inputs[2].shape[0], 1, *inputs[2].shape[2:])
         for array in scratch:
             if (array.shape, array.dtype) != (pixels, "f32"):
@@ -259,7 +265,7 @@ class _Call:
         window: int,
         dilation: int,
         rows: Mapping[int, int],
-        tile: Tile | None = None,
+        tiles: tuple[Tile, ...],
     ) -> _Call:
         """Check the inputs of a neighbourhood gate and lay out its grid."""
         theta, phi, values = inputs
@@ -272,7 +278,7 @@ class _Call:
         images, channels, height, width = values.shape
         if values.dtype == "f16" and max(channels, theta.shape[1]) * height * width > _MOST_ELEMENTS:
             raise KernelError(f"values is {values}: expected at most {_MOST_ELEMENTS} elements of one image in fp16")
-        tile = tile or choose_tile(width, dilation)
+        tile = choose_tile(width, dilation, tiles)
         blocks = _checked_blocks(block_count(values.shape, rows[window], dilation, tile), values)
         hidden = theta.shape[1]
         numbers = (images, hidden, channels, height, width, dilation, 1.0 / math.sqrt(hidden))

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from unetx_kernels.attention_gate.launch import ROWS_PER_THREAD, Tile, choose_tile, pixels_per_thread, tile_macros
+from unetx_kernels.attention_gate.launch import (
+    MATRIX_TILES,
+    ROWS_PER_THREAD,
+    TILES,
+    Tile,
+    choose_tile,
+    pixels_per_thread,
+    tile_macros,
+)
 from unetx_kernels.binaries import COMPILERS, cached_binary, why_not_compile
 from unetx_kernels.errors import KernelError
 from unetx_kernels.nvcc import Compilation
@@ -51,7 +59,7 @@ def compile_plugin(window: int, *, half: bool, width_px: int, cache: Path) -> Pl
     reason = why_not_compile()
     if reason is not None:
         raise KernelError(reason)
-    tile = choose_tile(width_px)
+    tile = choose_tile(width_px, tiles=MATRIX_TILES if half else TILES)
     macros = {"UNETX_PLUGIN_WINDOW": window, "UNETX_PLUGIN_HALF": int(half), "UNETX_FORMAT": _NO_ENTRY}
     wanted = Compilation(SOURCE, "compute_75", {**tile_macros(tile), **macros})
     compiler = next(row for row in COMPILERS if row.why_not() is None)

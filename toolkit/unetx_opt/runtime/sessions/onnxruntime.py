@@ -25,6 +25,7 @@ __all__ = [
     "check_provider",
     "open_onnxruntime",
     "preload_cuda",
+    "provider_list",
     "session_options",
     "why_not_onnxruntime_cpu",
     "why_not_onnxruntime_cuda",
@@ -35,6 +36,8 @@ PROVIDERS: Final[Mapping[str, str]] = MappingProxyType(
     {"onnxruntime-cuda": "CUDAExecutionProvider", "onnxruntime-cpu": "CPUExecutionProvider"}
 )
 
+#: Float32 is float32: by itself the provider rounds the inputs of its convolutions to 10 bits (TF32).
+_PROVIDER_OPTIONS: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType({"onnxruntime-cuda": {"use_tf32": "0"}})
 _ERRORS_ONLY: Final = 3
 
 
@@ -79,13 +82,14 @@ def open_onnxruntime(request: OpenRequest) -> OnnxRuntimeSession:
     if len(record.files) != 1:
         raise EngineError(f"{record.target} has {len(record.files)} files, expected one .onnx")
     onnxruntime = require("onnxruntime", purpose=f"running an {record.target} engine")
-    provider = PROVIDERS[record.target]
     check_provider(record.target, onnxruntime.get_available_providers())
     if record.target == "onnxruntime-cuda":
         preload_cuda(onnxruntime)
     try:
         session = onnxruntime.InferenceSession(
-            request.read(record.files[0]), _session_options(record.target, request.threads), providers=[provider]
+            request.read(record.files[0]),
+            _session_options(record.target, request.threads),
+            providers=provider_list(record.target),
         )
     except Exception as error:  # ONNX Runtime raises RuntimeError, ValueError and types of its own
         raise EngineError(f"ONNX Runtime cannot load {record.files[0]}: {_first_line(error)}") from error
@@ -93,6 +97,11 @@ def open_onnxruntime(request: OpenRequest) -> OnnxRuntimeSession:
     # A provider that fails later would otherwise be replaced by another one without a word.
     session.disable_fallback()
     return OnnxRuntimeSession(session, record.target, record.compute_dtype)
+
+
+def provider_list(target: str) -> list[tuple[str, dict[str, str]]]:
+    """Return what ONNX Runtime is given as providers for a target: the one that must run it, with its options."""
+    return [(PROVIDERS[target], dict(_PROVIDER_OPTIONS.get(target, {})))]
 
 
 def preload_cuda(onnxruntime: Any) -> None:
