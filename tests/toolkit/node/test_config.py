@@ -89,3 +89,16 @@ def test_two_destinations_of_one_name_are_refused(tmp_path):
 def test_a_configuration_that_is_not_there_is_exit_1(tmp_path, capsys):
     assert main(["serve", "bundle", "--config", str(tmp_path / "none.toml")]) == 1
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_the_systemd_unit_starts_serve_and_gives_it_time_to_stop():
+    from configparser import ConfigParser
+
+    from unetx_opt.node.lifecycle import _PATIENCE_S
+
+    unit = ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str
+    unit.read_string(resources.files("unetx_opt.node").joinpath("unetx-opt-node.service").read_text("utf-8"))
+    assert " serve /" in unit["Service"]["ExecStart"]
+    assert " --config /" in unit["Service"]["ExecStart"]
+    assert int(unit["Service"]["TimeoutStopSec"]) > _PATIENCE_S
