@@ -110,8 +110,8 @@ def test_nothing_that_was_acknowledged_is_lost_while_node_and_pacs_are_killed(
     peers.wait_until(finished, "everything is stored", 120.0)
     assert node.stop() == 0
     sources = []
-    for uid in pacs.instances():
-        dataset = pydicom.dcmread(io.BytesIO(pacs.file_of(uid)))
+    for orthanc_id in pacs.instances().values():
+        dataset = pydicom.dcmread(io.BytesIO(pacs.download(f"/instances/{orthanc_id}/file")))
         sources += {str(e.value) for e in dataset.iterall() if e.keyword == "ReferencedSOPInstanceUID"}
     assert sorted(sources) == sorted(images), "one result for each image"
     assert check_trail(node.state).problems == ()
