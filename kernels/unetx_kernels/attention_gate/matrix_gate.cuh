@@ -382,7 +382,7 @@ __device__ void neighbourhood_gate_by_matrices(const half* __restrict__ theta,  
   };
   // One barrier for each step: before it, all have left the buffer that is filled after it.
   const auto arrive = [&](int step) {
-    wait_for_copies<STAGES - 2>();
+    if (UNETX_PLANTED_DEFECT != 4) wait_for_copies<STAGES - 2>();
     if (UNETX_PLANTED_DEFECT != 1 && UNETX_PLANTED_DEFECT != 2) __syncthreads();
     fill(step + STAGES - 1);
   };

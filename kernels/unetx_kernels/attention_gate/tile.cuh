@@ -32,7 +32,7 @@
 #endif
 
 // Defects for the test of the tests; 0 outside of it. 1: no barrier before the tile is read, 2: none before it is
-// overwritten, 3: no bounds guard on the columns of the tile.
+// overwritten, 3: no bounds guard on the columns of the tile, 4: copies to shared memory are not waited for.
 #ifndef UNETX_PLANTED_DEFECT
 #define UNETX_PLANTED_DEFECT 0
 #endif

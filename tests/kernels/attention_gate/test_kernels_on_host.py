@@ -239,6 +239,24 @@ def test_a_planted_missing_barrier_is_found(gates: Any, defect: int) -> None:
     assert max(np.abs(found - expected).max() for found, expected in zip(gradients, exact, strict=True)) > 0.01
 
 
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("defect", [1, 4], ids=["no barrier", "copies that are not waited for"])
+def test_a_planted_defect_of_the_kernels_on_the_tensor_cores_is_found(
+    gates: Any, defect: int, channels_last: bool
+) -> None:
+    # Whole runs, which are copied late, of two buffers for either input.
+    case = gates.case(
+        window=3, images=1, hidden=24, channels=24, height=9, width=24, half=True, channels_last=channels_last
+    )
+    done, fused = gates.forward(case)
+    assert done.returncode == 0
+    expected = _expected(case, case.tensors())
+    assert np.abs(fused - expected).max() < 0.01
+    done, fused = gates.forward(case, defect)
+    assert done.returncode == 0
+    assert not np.abs(fused - expected).max() < 0.01
+
+
 @pytest.mark.parametrize("run", ["forward", "gradients"])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 def test_a_planted_read_beyond_the_tensor_is_found(gates: Any, channels_last: bool, run: str) -> None:
