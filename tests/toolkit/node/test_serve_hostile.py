@@ -1,4 +1,4 @@
-"""What a peer that is known may still send: files made to hurt, over a real association; and peers that are not known."""
+"""What a known peer may still send: files made to hurt, over a real association; and peers that are not known."""
 
 from __future__ import annotations
 
