@@ -185,9 +185,11 @@ def _open_onnxruntime(given: PeerModel, provider: str = "CPUExecutionProvider") 
 
 
 @contextlib.contextmanager
-def _open_openvino(given: PeerModel) -> Iterator[Infer]:
+def _open_openvino(given: PeerModel, precision: str | None = None) -> Iterator[Infer]:
     openvino = require("openvino", purpose="the peer OpenVINO")
-    settings = {} if given.threads is None else {"INFERENCE_NUM_THREADS": given.threads}
+    settings: dict[str, Any] = {} if given.threads is None else {"INFERENCE_NUM_THREADS": given.threads}
+    if precision is not None:
+        settings["INFERENCE_PRECISION_HINT"] = precision
     request = openvino.Core().compile_model(str(given.graph_fp32), "CPU", settings).create_infer_request()
 
     def infer(image_nchw: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -266,6 +268,12 @@ PEERS: Final[Mapping[str, Peer]] = MappingProxyType(
                 "OpenVINO, CPU, FP32 graph, default settings (its choice of arithmetic)",
                 _needs("openvino", "cpu"),
                 _open_openvino,
+            ),
+            Peer(
+                "openvino-fp32",
+                "OpenVINO, CPU, FP32 graph, kept to FP32 arithmetic",
+                _needs("openvino", "cpu"),
+                lambda given: _open_openvino(given, "f32"),
             ),
             Peer("torch-cuda-eager", "PyTorch on the GPU, FP32", _why_not_cuda, _torch_peer(_Torch("cuda"))),
             Peer(
