@@ -16,7 +16,7 @@ from unetx_opt.files import relative_name
 from unetx_opt.imaging.phantom import chest_phantom
 from unetx_opt.runtime import open_bundle
 
-from .conftest import STRICT, run, tool
+from .conftest import run, tool
 
 SOURCES = source_folder()
 
@@ -110,20 +110,3 @@ def test_a_bundle_gets_the_sources_once(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes() == (SOURCES / relative).read_bytes()
     with pytest.raises(ExportError, match="already exists"):
         copy_native(tmp_path)
-
-
-def test_library_and_example_cross_compile_for_windows_and_are_not_run_there(tmp_path: Path) -> None:
-    gcc, flags = tool("x86_64-w64-mingw32-gcc"), ("-std=c11", *STRICT, "-O2", "-I", SOURCES)
-    made = (
-        "-shared",
-        SOURCES / "unetx.c",
-        "-o",
-        tmp_path / "unetx.dll",
-        f"-Wl,--out-implib,{tmp_path / 'unetx.lib'}",
-    )
-    run(gcc, *flags, *made)
-    run(gcc, *flags, SOURCES / "examples/segment.c", tmp_path / "unetx.lib", "-o", tmp_path / "segment.exe")
-    symbols = run(tool("x86_64-w64-mingw32-objdump"), "-p", tmp_path / "unetx.dll").stdout
-    exported = symbols.partition("[Ordinal/Name Pointer] Table")[2]
-    for name in ("abi_version", "close", "label_name", "labels", "last_message", "open", "segment"):
-        assert f"unetx_{name}" in exported
