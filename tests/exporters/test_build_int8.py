@@ -42,6 +42,7 @@ def built(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bu
     return build_bundle(options)
 
 
+@pytest.mark.usefixtures("exact_products")
 def test_both_cpu_targets_run_in_int8_and_keep_the_standard_gate(built: BuildResult) -> None:
     assert {engine.target for engine in built.engines} == set(CPU_TARGETS)
     assert built.gate == "standard"
@@ -69,6 +70,7 @@ def test_the_manifest_lists_calibration_images_that_no_gate_image_is_among(built
     assert any("phantoms" in note for note in manifest.notes)
 
 
+@pytest.mark.usefixtures("exact_products")
 def test_the_evidence_holds_the_search_its_picture_the_junctions_and_the_repeated_builds(built: BuildResult) -> None:
     folder = built.bundle / "evidence"
     (searched,) = json.loads((folder / "search.json").read_text())["schemes"]

@@ -141,6 +141,7 @@ def searched(traced: onnx.ModelProto, tmp_path_factory: pytest.TempPathFactory) 
     return Searched(stage, stage.graphs()["cpu"], directory / "x.search")
 
 
+@pytest.mark.usefixtures("exact_products")
 def test_a_well_behaved_network_is_int8_throughout_and_its_pareto_points_say_so(searched: Searched) -> None:
     found = searched.found
     assert set(found.plan.types) == {"int8"}
@@ -167,6 +168,7 @@ def keeps_the_gate_as_plain_int8(model: onnx.ModelProto) -> bool:
     return decide_gate("standard", measured.drifts["plain"]).passed
 
 
+@pytest.mark.usefixtures("exact_products")
 def test_a_plain_conversion_of_the_network_as_it_was_trained_keeps_the_gate(traced: onnx.ModelProto) -> None:
     assert keeps_the_gate_as_plain_int8(traced)
 
@@ -237,6 +239,7 @@ def test_without_a_gate_every_layer_is_int8(traced: onnx.ModelProto, tmp_path: P
     assert found.points == ()
 
 
+@pytest.mark.usefixtures("exact_products")
 def test_widening_raises_the_most_sensitive_layer_that_is_left(searched: Searched) -> None:
     found = searched.found
     assert found.result is not None

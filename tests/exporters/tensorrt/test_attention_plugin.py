@@ -56,7 +56,7 @@ def test_a_double_of_tensorrt_is_given_the_kernel_with_its_grid_and_sizes(plugin
     )
     assert [line.split()[2].rstrip("(") for line in ptx.splitlines() if ".entry" in line] == [name]
     assert ptx.count(".param") >= 9
-    assert vars(launch) == {"grid_x": 5 * 3 * 2, "block_x": 32, "block_y": 8, "shared_mem": 0}
+    assert vars(launch) == {"grid_x": 9 * 3 * 2, "block_x": 32, "block_y": 4, "shared_mem": 0}
     assert extra == [("int32", number) for number in (2, 4, 16, 33, 70)]
 
 
