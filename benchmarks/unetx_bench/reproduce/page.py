@@ -15,6 +15,7 @@ from unetx_bench.reproduce.article import BASELINE
 from unetx_bench.reproduce.interval_plot import interval_svg, shared_scale
 from unetx_bench.reproduce.record import ClaimRecord, EngineLatency, Finding, Interval, Reproduction, VariantRecord
 from unetx_bench.reproduce.wording import (
+    ABSENT,
     FIGURE_TITLES,
     describe_data,
     describe_finding,
@@ -22,6 +23,7 @@ from unetx_bench.reproduce.wording import (
     find_difference,
     format_interval,
     format_p_value,
+    format_spread,
     headline_engine,
 )
 from unetx_opt.optional import require
@@ -101,7 +103,7 @@ def _content(result: Reproduction) -> dict[str, Any]:
         "steps": any(row.step is not None for row in shown),
         "comparisons": [(FIGURE_TITLES[figure], _difference_rows(shown, figure)) for figure in _COMPARED],
         "claims": [(claim, _finding_rows(claim)) for claim in result.claims],
-        "seeds": [(row, _seed_rows(row)) for row in result.variants if row.seeds is not None],
+        "seeds": [(row, _seed_cells(row)) for row in result.variants if row.seeds is not None],
         "several": len({precision for row in shown for precision in row.scores_by_precision}) > 1,
         "scored": next((name for row in shown if row.name == BASELINE for name in row.scores_by_precision), "first"),
         "packages": _packages(result.environment),
@@ -143,9 +145,12 @@ def _plot(finding: Finding, siblings: Sequence[Finding]) -> str:
     return interval_svg(finding.estimate, scale, finding.null, finding.printed)
 
 
-def _seed_rows(row: VariantRecord) -> list[tuple[str, list[tuple[str, float]]]]:
+def _seed_cells(row: VariantRecord) -> list[tuple[str, list[tuple[str, float]]]]:
+    """Give each figure's spread and seeds, in the order of `FIGURE_TITLES`; nothing where none was given."""
     figures = row.seeds.figures if row.seeds is not None else {}
-    return [(FIGURE_TITLES.get(name, name), sorted(values.items())) for name, values in figures.items()]
+    cells = [sorted(figures.get(name, {}).items()) for name in FIGURE_TITLES]
+    spreads = [format_spread([value for _, value in cell]) if cell else ABSENT for cell in cells]
+    return [(spread.replace("+/-", "±"), cell) for spread, cell in zip(spreads, cells, strict=True)]
 
 
 def _packages(environment: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from unetx_bench.reproduce.wording import (
     format_interval,
     format_p_value,
     format_score,
+    format_spread,
 )
 
 __all__ = ["render_markdown"]
@@ -88,8 +89,8 @@ def _accuracy_rows(result: Reproduction) -> Iterable[Sequence[str]]:
 
 
 def _seeds(row: VariantRecord, figure: str) -> str:
-    values = sorted(row.seeds.figures.get(figure, {}).values()) if row.seeds is not None else []
-    return f"{values[0]:.4f} to {values[-1]:.4f} ({len(values)})" if values else ABSENT
+    values = list(row.seeds.figures.get(figure, {}).values()) if row.seeds is not None else []
+    return f"{format_spread(values)} ({len(values)})" if values else ABSENT
 
 
 _DIFFERENCE_HEADER: Final = ("variant", "figure", "difference", "95 % interval", "p", "p (Holm)", "images")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -20,6 +21,7 @@ __all__ = [
     "format_interval",
     "format_p_value",
     "format_score",
+    "format_spread",
     "headline_engine",
 ]
 
@@ -81,6 +83,12 @@ def format_score(score: Score | None) -> str:
     if score.low is None or score.high is None:
         return f"{score.mean:.4f} (no interval of one image)"
     return f"{score.mean:.4f} ({score.low:.4f} to {score.high:.4f})"
+
+
+def format_spread(values: Sequence[float]) -> str:
+    """Write the mean of several trainings and their sample standard deviation, which one training has not."""
+    mean = f"{statistics.fmean(values):.4f}"
+    return f"{mean} +/- {statistics.stdev(values):.4f}" if len(values) > 1 else mean
 
 
 #: Unit -> how a number of it is written.

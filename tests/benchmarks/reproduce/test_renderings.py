@@ -137,9 +137,9 @@ def test_seeds_and_steps_and_precisions_have_their_tables(made: Any) -> None:
     step = made.StepLatency(name="dense_crf", ms=made.interval(8.25), rounds=100)
     crf = made.variant("crf", step=step, latencies=(made.latency(40.0, made.interval(1.0), step_ms=8.25),))
     page = render_page(made.result((unet, crf)))
-    for text in ("0.9711 to 0.9733", "1: 0.9722", "dense_crf", "48.25", "8.25", "Accuracy at each precision"):
+    for text in ("0.9722 ± 0.0011", "seed 1: 0.9722", "dense_crf", "48.25", "8.25", "Accuracy at each precision"):
         assert text in page
-    assert "0.9711 to 0.9733 (3)" in render_markdown(made.result((unet, crf)))
+    assert "0.9722 +/- 0.0011 (3)" in render_markdown(made.result((unet, crf)))
 
 
 def test_every_line_of_a_markdown_table_has_as_many_cells_as_its_head(made: Any) -> None:

@@ -75,6 +75,13 @@ def test_figures_equal_an_independent_computation_on_the_saved_masks(
         assert summary["n"] == COUNT
 
 
+def test_the_settings_of_the_training_stand_beside_its_figures(
+    phantoms: Path, checkpoint: Path, run_json: RunJson
+) -> None:
+    document = run_json("--checkpoint", checkpoint, "--data", phantoms)
+    assert document["model"]["training"] == {"size_px": SIDE}
+
+
 @pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")  # MONAI's own, about itself
 def test_dice_and_distances_equal_monai(phantoms: Path, checkpoint: Path, tmp_path: Path, run_json: RunJson) -> None:
     monai = pytest.importorskip("monai.metrics")

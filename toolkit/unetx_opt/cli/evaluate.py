@@ -207,6 +207,7 @@ def _open_checkpoint(path: Path, size_px: int | None, threads: int | None) -> It
         "variant": checkpoint.variant,
         "input_px": [side, side],
         "postprocess": None if step is None else step.name,
+        "training": dict(checkpoint.training),
     }
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)

@@ -78,12 +78,19 @@ class Checkpoint:
     source: str = ""
 
     @property
+    def training(self) -> Mapping[str, Any]:
+        """Settings of the training, where the metadata has them; of foreign files, so of no certain types."""
+        try:
+            # NaN and infinities have no place in the documents that quote these.
+            settings = json.loads(self.metadata.get("training", "{}"), parse_constant=lambda _: None)
+        except (ValueError, RecursionError):
+            return {}
+        return settings if isinstance(settings, dict) else {}
+
+    @property
     def trained_size_px(self) -> int | None:
         """Height and width of the training images, where the metadata says it."""
-        try:
-            size_px = json.loads(self.metadata.get("training", "{}")).get("size_px")
-        except (ValueError, AttributeError, RecursionError):
-            return None
+        size_px = self.training.get("size_px")
         return size_px if type(size_px) is int and 16 <= size_px <= MAX_SIDE_PX else None
 
 
