@@ -2,17 +2,15 @@
 
     python -m unetx_bench.agreement BUNDLE --threads 2 -o agreement.json
 
-benchmark_app is a program of its own: it and the harness take turns, a few seconds each, in an order that is drawn
-for every pair, and the ratio of their medians is taken pair by pair. ONNX Runtime's profiler stamps the very calls
-that the harness times, so that the two are compared call by call.
+benchmark_app is a program of its own: in every pair it is started anew, it and the harness take turns of a fraction
+of a second (see `unetx_bench.tool_turns`), and the ratio of their medians is taken pair by pair. ONNX Runtime's
+profiler stamps the very calls that the harness times, so that the two are compared call by call.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -29,8 +27,9 @@ from unetx_bench.environment import capture_environment
 from unetx_bench.errors import MeasurementError
 from unetx_bench.load import LoadMonitor
 from unetx_bench.measure import measure_interleaved
-from unetx_bench.measurement import Contender, MeasureOptions
+from unetx_bench.measurement import Contender, Measurement, MeasureOptions, Monitor
 from unetx_bench.statistics import Estimate, quantile_interval, ratio_interval
+from unetx_bench.tool_turns import ToolTurns
 from unetx_opt.files import scratch_directory, write_file
 from unetx_opt.optional import require
 from unetx_opt.runtime.sessions.base import INPUT_NAME, OUTPUT_NAME
@@ -41,17 +40,21 @@ if TYPE_CHECKING:
 __all__ = ["agreement_row", "agreement_with_benchmark_app", "agreement_with_profiler", "main", "read_median_ms"]
 
 _MEDIAN: Final = re.compile(r"Median:\s+([0-9.]+)\s*ms")
+_BEGINS: Final = re.compile(r"First inference took")
 _TOOL: Final = "from openvino.tools.benchmark.main import main; main()"
 #: Ratios whose interval reaches into this band around 1 agree, if the interval is no wider than +- the other.
 _BAND: Final = 0.02
 _WIDEST: Final = 0.05
+#: A turn beside benchmark_app: so many calls, and no shorter than so many seconds.
+_TURN_CALLS: Final = 16
+_TURN_S: Final = 0.25
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path, exists=True))
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of one inference.")
-@click.option("--pairs", type=click.IntRange(11), default=12, show_default=True, help="Turns of each.")
-@click.option("--seconds", type=click.FloatRange(0.5), default=3.0, show_default=True, help="Of one turn.")
+@click.option("--pairs", type=click.IntRange(11), default=12, show_default=True, help="Runs of benchmark_app.")
+@click.option("--seconds", type=click.FloatRange(1.0), default=6.0, show_default=True, help="Of one pair.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="JSON file that shall appear.")
 def main(bundle: Path, threads: int, pairs: int, seconds: float, output: Path) -> None:
     """Compare the harness with the runtimes' own tools on the engines of BUNDLE."""
@@ -65,7 +68,7 @@ def main(bundle: Path, threads: int, pairs: int, seconds: float, output: Path) -
                 write_engine(opened, engine, folder)
                 rows.append(agreement_with_benchmark_app(engine, folder, (threads, pairs, seconds)))
             elif engine.record.target == "onnxruntime-cpu":
-                rows.append(agreement_with_profiler(opened, engine, threads, pairs * seconds))
+                rows.append(agreement_with_profiler(opened, engine, threads, pairs * seconds / 2))
             else:
                 continue
             click.echo(json.dumps({key: rows[-1][key] for key in ("engine", "peer", "ratio", "agrees")}))
@@ -96,32 +99,38 @@ def agreement_with_benchmark_app(engine: OpenedEngine, folder: Path, how: tuple[
     folder : pathlib.Path
         Holds its files.
     how : tuple
-        Threads, pairs of turns, seconds of a turn.
+        Threads, pairs, seconds of a pair, which is turns of both.
     """
     threads, pairs, seconds = how
     image = _blank(engine)
+    model = folder.resolve() / Path(engine.record.files[0]).name
     command = [
-        *(sys.executable, "-c", _TOOL, "-m", str(folder.resolve() / Path(engine.record.files[0]).name), "-d", "CPU"),
+        *(sys.executable, "-u", "-c", _TOOL, "-m", str(model), "-d", "CPU"),
         # It takes a number of threads only without a hint; one stream and one request are what the hint gives.
         *("-hint", "none", "-nstreams", "1", "-nireq", "1", "-nthreads", str(threads)),
-        *("-api", "sync", "-t", str(round(seconds))),
+        *("-api", "sync", "-t", str(max(1, round(seconds)))),
         *("-infer_precision", engine.record.settings.get("inference_precision", "f32")),
         *("-data_shape", f"[{','.join(map(str, image.shape))}]"),
     ]
+    contender = Contender(engine.name, lambda: engine.session.infer(image))
+    call_s = float(np.median(_measure(contender, seconds=0.5).samples_ms[engine.name])) / 1e3
+    turn_s = min(max(_TURN_S, _TURN_CALLS * call_s), seconds / 2)
+    generator = np.random.default_rng(0)
+    medians: dict[str, list[float]] = {"harness": [], "benchmark_app": []}
+    for _ in range(pairs):
+        first = bool(generator.integers(2))
+        turns = ToolTurns(command, folder, _BEGINS, turn_s=turn_s, tool_first=first)
+        measured = _measure(contender, seconds, turns)
+        medians["harness"].append(float(np.median(measured.samples_ms[engine.name])))
+        medians["benchmark_app"].append(read_median_ms(turns.text))
+    return agreement_row(engine.name, "benchmark_app", medians) | {"turn_s": turn_s}
+
+
+def _measure(contender: Contender, seconds: float, monitor: Monitor | None = None) -> Measurement:
     options = MeasureOptions(
         minimum_seconds=seconds, maximum_seconds=seconds, half_width=1e-9, settle_s=0.0, warmup_seconds=0.2
     )
-    generator = np.random.default_rng(0)
-    medians: dict[str, list[float]] = {"harness": [], "benchmark_app": []}
-    contender = Contender(engine.name, lambda: engine.session.infer(image))
-    for pair in range(pairs):
-        for name in generator.permutation(list(medians)):
-            if name == "harness":
-                measured = measure_interleaved((contender,), dataclasses.replace(options, seed=pair))
-                medians["harness"].append(float(np.median(measured.samples_ms[engine.name])))
-            else:
-                medians["benchmark_app"].append(read_median_ms(_run_tool(command)))
-    return agreement_row(engine.name, "benchmark_app", medians)
+    return measure_interleaved((contender,), options, monitor)
 
 
 def agreement_with_profiler(
@@ -204,12 +213,6 @@ def _must(estimate: Estimate | None) -> Estimate:
     if estimate is None:
         raise MeasurementError("too few calls for an interval: measure longer")
     return estimate
-
-
-def _run_tool(command: list[str]) -> str:
-    with tempfile.TemporaryDirectory() as folder:  # it may leave reports in its working directory
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=folder)
-    return done.stdout + done.stderr
 
 
 def _blank(engine: OpenedEngine) -> NDArray[np.float32]:

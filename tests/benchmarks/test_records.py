@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +15,10 @@ from click.testing import CliRunner
 from unetx_bench import agreement, gpu_record, self_check
 from unetx_bench.energy import COUNTERS, EnergyCounter, measure_energy
 from unetx_bench.errors import MeasurementError
+from unetx_bench.measure import measure_interleaved
+from unetx_bench.measurement import Contender, MeasureOptions
 from unetx_bench.profile import read_onnxruntime_events
+from unetx_bench.tool_turns import ToolTurns
 
 
 def test_a_slowed_call_takes_its_share_longer() -> None:
@@ -53,6 +58,43 @@ def test_tools_agree_differ_or_are_too_uncertain_to_tell(factor: float, noise: f
     peer, harness = (np.exp(generator.normal(0, noise, 12)) for _ in range(2))
     row = agreement.agreement_row("engine", "peer", {"harness": factor * harness, "peer": peer})
     assert row["agrees"] is agrees
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="programs cannot be stopped there")
+@pytest.mark.parametrize("tool_first", [True, False], ids=["tool first", "harness first"])
+def test_another_program_stands_still_while_the_harness_times(tmp_path: Path, tool_first: bool) -> None:
+    program = """
+import time
+print("begin", flush=True)
+stamps, end = [], time.monotonic() + 1.0
+while time.monotonic() < end:
+    stamps.append(time.monotonic())
+    time.sleep(0.002)
+print(*stamps)
+"""
+    command = [sys.executable, "-u", "-c", program]
+    turns = ToolTurns(command, tmp_path, re.compile("begin"), turn_s=0.1, tool_first=tool_first)
+    calls: list[tuple[float, float]] = []
+
+    def call() -> None:
+        start = time.monotonic()
+        time.sleep(0.01)
+        calls.append((start, time.monotonic()))
+
+    options = MeasureOptions(minimum_seconds=0.8, maximum_seconds=0.8, half_width=1e-9, settle_s=0.0)
+    measured = measure_interleaved((Contender("a call", call),), options, turns)
+    stamps = np.array(turns.text.split()[1:], dtype=float)
+    timed = calls[-measured.rounds :]
+    assert turns.turns >= 2
+    assert len(stamps) > 20
+    # A signal needs its moment: the first call of a turn may begin before the program stands still.
+    assert not any(((stamps > start + 0.005) & (stamps < end)).any() for start, end in timed)
+
+
+def test_a_program_that_times_nothing_is_an_error_with_its_last_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "print('no such model')"]
+    with pytest.raises(MeasurementError, match="its last line is: no such model"):
+        ToolTurns(command, tmp_path, re.compile("begin"), turn_s=0.1, tool_first=True).start()
 
 
 def test_agreement_with_the_profiler_of_onnx_runtime_is_recorded_call_by_call(small_bundle: Path) -> None:
