@@ -86,16 +86,22 @@ def measure_candidates(opened: Opened, request: BenchRequest, image: TimedImage,
     """
     ceilings = _measure_limits(opened, request, note) if request.details else ()
     rows: list[Candidate] = []
-    data = DriftData(data=None, split=None, note="drift was not measured", count=0, gate=None, image_sha256=())
+    data: DriftData | None = None
+    reasons: list[str] = []
     for bundle in opened.bundles:
         drift, data_or_reason = _measure_drift(bundle, request, note)
-        data = data_or_reason if isinstance(data_or_reason, DriftData) else data
+        if isinstance(data_or_reason, DriftData):
+            data = data_or_reason
+        else:
+            reasons.append(data_or_reason)
         for candidate in bundle.candidates:
             found = _measure_one(bundle, candidate, request, prepare_timed(bundle.manifest, image), note)
             if isinstance(data_or_reason, str):
                 found.why_not["drift"] = data_or_reason
             rows.append(_row(bundle, candidate, found, _drift(drift, candidate, request, folder), ceilings))
-    return Details(tuple(rows), ceilings, data)
+    told = "; ".join(dict.fromkeys(reasons)) or "there is no bundle"
+    nothing = DriftData(data=None, split=None, note=told, count=0, gate=None, image_sha256=())
+    return Details(tuple(rows), ceilings, data or nothing)
 
 
 def _measure_limits(opened: Opened, request: BenchRequest, note: Note) -> tuple[Ceilings, ...]:
