@@ -79,7 +79,8 @@ def _print(rows: tuple[Any, ...], as_json: bool, line: Callable[[Any], str], out
 
 def _trend_line(trend: Trend) -> str:
     last = trend.rows[-1].ratio
-    text = f"{trend.key}: {last.value:.3f} of {trend.peer} ({last.low:.3f} to {last.high:.3f}), {len(trend.rows)} run{'s' if len(trend.rows) != 1 else ''}"
+    count = f"{len(trend.rows)} run{'s' if len(trend.rows) != 1 else ''}"
+    text = f"{trend.key}: {last.value:.3f} of {trend.peer} ({last.low:.3f} to {last.high:.3f}), {count}"
     if trend.change is None:
         return text
     change = trend.change

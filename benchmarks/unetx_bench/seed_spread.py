@@ -110,7 +110,8 @@ def read_trainings(paths: Sequence[Path]) -> tuple[Training, ...]:
 def _read_training(evaluation: Evaluation) -> Training:
     model, where = evaluation.model, evaluation.subject.where
     settings, variant = model.get("training"), model.get("variant")
-    if not isinstance(settings, dict) or type(settings.get("seed")) is not int or variant not in VARIANTS:
+    known = isinstance(variant, str) and variant in VARIANTS
+    if not known or not isinstance(settings, dict) or type(settings.get("seed")) is not int:
         raise DataError(
             f"{where} names no variant and seed of a training: evaluate what `unetx-opt train` wrote with "
             "`unetx-opt evaluate --checkpoint`"
@@ -122,7 +123,7 @@ def _read_training(evaluation: Evaluation) -> Training:
     }
     if set(means) != set(FIGURE_TITLES):
         raise DataError(f"{where} lacks {', '.join(sorted(set(FIGURE_TITLES) - set(means)))}: evaluate again")
-    return Training(variant, str(settings["seed"]), str(model.get("sha256", "")), settings, means)
+    return Training(str(variant), str(settings["seed"]), str(model.get("sha256", "")), settings, means)
 
 
 def describe_spread(trainings: Sequence[Training]) -> dict[str, Any]:
