@@ -10,12 +10,14 @@ paired, because `crf` has the very networks of `unet`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import click
@@ -26,11 +28,16 @@ from unetx_opt.errors import DataError, UnetxError
 from unetx_opt.files import write_file
 from unetx_opt.metrics.comparison import Evaluation, check_comparable, read_evaluation
 from unetx_opt.models.variants import VARIANTS
+from unetx_opt.training.options import TrainingOptions
 
 __all__ = ["Training", "describe_spread", "main", "read_trainings", "render_spread"]
 
 #: What two trainings of one row may differ in. The device is named in the output.
 _FREE: Final = frozenset({"seed", "variant", "device", "best_epoch", "epochs_done"})
+#: Checkpoints of earlier versions lack settings that came later, and had what is the default now.
+_DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(
+    {field.name: field.default for field in dataclasses.fields(TrainingOptions) if field.name not in _FREE}
+)
 _CONFIDENCE: Final = 0.95
 
 #: Figure -> seed -> its mean over the images.
@@ -91,8 +98,8 @@ def read_trainings(paths: Sequence[Path]) -> tuple[Training, ...]:
     trainings = [_read_training(evaluation) for evaluation in evaluations]
     for path, evaluation, training in zip(paths, evaluations, trainings, strict=True):
         check_comparable(evaluations[0].subject, evaluation.subject)
-        expected = {"input_px": evaluations[0].model.get("input_px"), **trainings[0].settings}
-        got = {"input_px": evaluation.model.get("input_px"), **training.settings}
+        expected = {**_DEFAULTS, "input_px": evaluations[0].model.get("input_px"), **trainings[0].settings}
+        got = {**_DEFAULTS, "input_px": evaluation.model.get("input_px"), **training.settings}
         other = sorted(key for key in (expected.keys() | got.keys()) - _FREE if expected.get(key) != got.get(key))
         if other:
             raise DataError(

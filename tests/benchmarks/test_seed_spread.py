@@ -72,6 +72,11 @@ def test_reproduce_reads_what_was_written(tmp_path: Path, write: Write) -> None:
     assert set(seeds["crf"].figures) == set(FIGURES)
 
 
+def test_a_setting_that_an_older_checkpoint_lacks_had_its_default(tmp_path: Path, write: Write) -> None:
+    document, _ = run(tmp_path, write("unet", 0, 0.96), write("unet", 1, 0.97, clip_norm=0.0))
+    assert document["spread"]["unet"]["dice"]["n"] == 2
+
+
 def test_one_seed_has_no_spread_and_no_interval(tmp_path: Path, write: Write) -> None:
     document, printed = run(tmp_path, write("unet", 0, 0.96), write("crf", 0, 0.97), write("focal", 1, 0.95))
     assert document["spread"]["unet"]["dice"]["std"] is None
