@@ -41,6 +41,7 @@ __all__ = [
     "choose_calibration",
     "drift_options",
     "gate_task",
+    "left_out_notes",
     "open_quantization",
     "quantize_request",
     "search_to_json",
@@ -127,6 +128,16 @@ def gate_task(options: BuildOptions, model: UNet, images: GateImages | None, dri
     if images is None:
         return None
     return GateTask(options.gate_name, images, torch_reference(model), drift)
+
+
+def left_out_notes(options: BuildOptions, targets: Sequence[TargetRow]) -> tuple[str, ...]:
+    """Say which GPUs the engines leave out that those of other precisions have, as sentences."""
+    if options.compute_capabilities or all(row.name != "tensorrt-rtx" for row in targets):
+        return ()
+    return (
+        "There is no tensorrt-rtx engine for compute capability 7.5: TensorRT-RTX has no 8-bit convolution there and "
+        "would compute in float16. Build such GPUs an fp16 bundle.",
+    )
 
 
 def with_quantized(graphs: GraphSet, quantized: Mapping[str, QuantizedGraph]) -> GraphSet:

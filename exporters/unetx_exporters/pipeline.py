@@ -30,7 +30,7 @@ from unetx_opt.models.checkpoint import Checkpoint, load_model, read_checkpoint,
 from unetx_opt.models.postprocess import read_step
 from unetx_opt.models.variants import get_variant
 from unetx_opt.runtime.host import probe_host
-from unetx_opt.specs import Host, InputContract, Precision
+from unetx_opt.specs import InputContract, Precision
 
 __all__ = ["build_bundle"]
 
@@ -77,7 +77,7 @@ def build_bundle(options: BuildOptions, report: Progress = _no_report) -> BuildR
     check_capabilities(options.compute_capabilities)
     checkpoint = _read(options)
     host = probe_host()
-    targets, skipped = _choose_targets(options, host)
+    targets, skipped = choose_targets(options.targets, host, options.precision)
     size_px = _choose_size(options, checkpoint)
     contract = InputContract(height=size_px, width=size_px, channels=checkpoint.spec.in_channels)
     refiner = _bind_step(checkpoint, contract)  # what it lacks is said before minutes of work
@@ -165,7 +165,8 @@ def _build_int8(task: _Task) -> Findings:
                 raise
             found |= {name: graph for name, graph in wider.items() if graph is not None}
     int8.write_search_evidence(attempt.directory / EVIDENCE, found, task.calibration, quantization.preparation)
-    notes = (*findings.notes, *task.calibration.notes, *quantization.warnings)
+    left_out = int8.left_out_notes(attempt.options, task.targets)
+    notes = (*findings.notes, *task.calibration.notes, *quantization.warnings, *left_out)
     return dataclasses.replace(findings, notes=notes)
 
 
@@ -193,14 +194,6 @@ def _repeat(task: _Task, findings: Findings) -> Findings:
 _ROUTES: Final[Mapping[Precision, Callable[[_Task], Findings]]] = MappingProxyType(
     {Precision.FP32: _build_fp32, Precision.FP16: _build_fp16, Precision.INT8: _build_int8}
 )
-
-
-def _choose_targets(options: BuildOptions, host: Host) -> tuple[tuple[TargetRow, ...], Mapping[str, str]]:
-    targets, skipped = choose_targets(options.targets, host)
-    if options.precision is not Precision.INT8 or options.targets:
-        return targets, skipped  # what was asked for by name says itself why it cannot be built
-    without = {row.name: "it has no 8-bit convolution" for row in targets if row.scheme is None}
-    return tuple(row for row in targets if row.name not in without), {**skipped, **without}
 
 
 def _calibration(options: BuildOptions, contract: InputContract, images: GateImages | None) -> CalibrationSet | None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
 from unetx_exporters.request import BuildRequest
 from unetx_opt.errors import ExportError, SpecError
-from unetx_opt.specs import EngineRecord, Host
+from unetx_opt.runtime.sessions.integers import has_exact_products
+from unetx_opt.specs import EngineRecord, Host, Precision
 
 __all__ = ["TARGETS", "TargetRow", "choose_targets"]
 
@@ -45,9 +46,11 @@ class TargetRow:
     scheme: str | None
     takes_gates: bool = False
 
-    def why_not(self, host: Host) -> str | None:
-        """Say why this target cannot be built on a machine, or None where it can."""
+    def why_not(self, host: Host, precision: Precision = Precision.FP32) -> str | None:
+        """Say why this target cannot be built on a machine in a precision, or None where it can."""
         reason: str | None = _resolve(self.reason)(host)
+        if reason is None and precision is Precision.INT8:
+            return _INT8_REASONS[self.scheme](host)
         return reason
 
     def build(self, request: BuildRequest) -> tuple[EngineRecord, ...]:
@@ -70,6 +73,25 @@ class TargetRow:
 def _resolve(name: str) -> Any:
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def _why_not_cpu_int8(host: Host) -> str | None:
+    if has_exact_products(host):
+        return None
+    return (
+        "8-bit products saturate on this CPU, which lacks VNNI, so that no int8 engine can be judged on it: build "
+        "int8 on a CPU with VNNI, or take fp16"
+    )
+
+
+#: Scheme -> why its int8 engines cannot be built on a machine.
+_INT8_REASONS: Final[Mapping[str | None, Callable[[Host], str | None]]] = MappingProxyType(
+    {
+        None: lambda _: "it has no 8-bit convolution and would compute in floating point: leave it out, or take fp16",
+        "cpu": _why_not_cpu_int8,
+        "tensorrt": lambda _: None,
+    }
+)
 
 
 def _row(name: str, summary: str, module: str, scheme: str | None, *, takes_gates: bool = False) -> TargetRow:
@@ -96,7 +118,9 @@ _ROWS: Final = (
 TARGETS: Final[Mapping[str, TargetRow]] = MappingProxyType({row.name: row for row in _ROWS})
 
 
-def choose_targets(asked: Iterable[str], host: Host) -> tuple[tuple[TargetRow, ...], Mapping[str, str]]:
+def choose_targets(
+    asked: Iterable[str], host: Host, precision: Precision = Precision.FP32
+) -> tuple[tuple[TargetRow, ...], Mapping[str, str]]:
     """Choose what to build.
 
     Parameters
@@ -105,6 +129,8 @@ def choose_targets(asked: Iterable[str], host: Host) -> tuple[tuple[TargetRow, .
         Names; none means every target that the machine can build.
     host : Host
         The machine.
+    precision : Precision
+        What is asked for.
 
     Returns
     -------
@@ -124,7 +150,7 @@ def choose_targets(asked: Iterable[str], host: Host) -> tuple[tuple[TargetRow, .
     for name in wanted:
         if name not in TARGETS:
             raise SpecError(f"unknown target {name!r}: choose from {', '.join(TARGETS)}")
-    reasons = {row.name: row.why_not(host) for row in TARGETS.values()}
+    reasons = {row.name: row.why_not(host, precision) for row in TARGETS.values()}
     for name in wanted:
         if reasons[name] is not None:
             raise ExportError(f"target {name} cannot be built here: {reasons[name]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from xml.etree import ElementTree
@@ -10,6 +11,7 @@ import onnx
 import pytest
 import torch
 
+from unetx_exporters import pipeline
 from unetx_exporters.onnxruntime import build as ort_build
 from unetx_exporters.options import BuildOptions
 from unetx_exporters.pipeline import build_bundle
@@ -21,14 +23,16 @@ from unetx_opt.errors import ExportError, SpecError
 from unetx_opt.imaging.phantom import chest_phantom
 from unetx_opt.models.checkpoint import load_model, read_checkpoint, write_checkpoint
 from unetx_opt.runtime import open_bundle
-from unetx_opt.specs import EngineRecord, Precision
+from unetx_opt.runtime.host import probe_host
+from unetx_opt.specs import EngineRecord, Host, Precision
 
 SIZE_PX = 64
 CPU_TARGETS = ("onnxruntime-cpu", "openvino-cpu")
 
 
 @pytest.fixture(scope="module")
-def built(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
+def built(exact_products: None, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
+    del exact_products  # a CPU without them is refused
     output = tmp_path_factory.mktemp("bundle") / "int8"
     options = BuildOptions(
         "attention",
@@ -42,7 +46,6 @@ def built(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bu
     return build_bundle(options)
 
 
-@pytest.mark.usefixtures("exact_products")
 def test_both_cpu_targets_run_in_int8_and_keep_the_standard_gate(built: BuildResult) -> None:
     assert {engine.target for engine in built.engines} == set(CPU_TARGETS)
     assert built.gate == "standard"
@@ -70,7 +73,6 @@ def test_the_manifest_lists_calibration_images_that_no_gate_image_is_among(built
     assert any("phantoms" in note for note in manifest.notes)
 
 
-@pytest.mark.usefixtures("exact_products")
 def test_the_evidence_holds_the_search_its_picture_the_junctions_and_the_repeated_builds(built: BuildResult) -> None:
     folder = built.bundle / "evidence"
     (searched,) = json.loads((folder / "search.json").read_text())["schemes"]
@@ -100,6 +102,40 @@ def test_nothing_of_the_search_is_left_beside_the_bundle(built: BuildResult) -> 
     assert [path.name for path in built.bundle.parent.iterdir()] == [built.bundle.name]
 
 
+def without_vnni() -> Host:
+    """This machine, if its CPU had no exact 8-bit products."""
+    return dataclasses.replace(probe_host(), machine="x86_64", cpu_features=frozenset({"sse2", "avx2"}))
+
+
+@pytest.mark.parametrize("target", CPU_TARGETS)
+def test_a_cpu_target_that_cannot_be_judged_here_is_refused_before_any_work(
+    target: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "probe_host", without_vnni)
+    stages: list[str] = []
+    options = BuildOptions("attention", Precision.INT8, tmp_path / "x", (target,), tiny_checkpoint, SIZE_PX)
+    with pytest.raises(ExportError, match=rf"target {target} cannot be built here: .*lacks VNNI.*or take fp16"):
+        build_bundle(options, lambda stage, done, total: stages.append(stage))
+    assert stages == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_vnni_the_other_targets_are_built_and_the_manifest_says_why_not_these(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx builds the other target")
+    monkeypatch.setattr(pipeline, "probe_host", without_vnni)
+    options = BuildOptions("attention", Precision.INT8, tmp_path / "x", (), tiny_checkpoint, SIZE_PX)
+    built = build_bundle(options)
+    assert {engine.target for engine in built.engines} == {"tensorrt-rtx"}
+    with open_verified(built.bundle) as bundle:
+        skipped, notes = bundle.manifest.skipped, bundle.manifest.notes
+    assert {row.target for row in skipped if "lacks VNNI" in row.reason} == set(CPU_TARGETS)
+    (engine,) = built.engines
+    assert "7.5" not in engine.compute_capabilities
+    assert any("no tensorrt-rtx engine for compute capability 7.5" in note for note in notes)
+
+
 @pytest.fixture
 def ruined_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     """The small model with 1e4 added within its last block and taken off again: 8 bits hold nothing else."""
@@ -113,6 +149,7 @@ def ruined_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     return tmp_path / "ruined.safetensors"
 
 
+@pytest.mark.usefixtures("exact_products")
 def test_a_search_without_time_exits_3_with_the_gate_the_image_and_the_layer_and_can_go_on(
     ruined_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,6 +220,7 @@ def test_a_wrong_option_is_refused(changes: dict[str, float], message: str, tmp_
         BuildOptions("unet", Precision.INT8, tmp_path / "x", **changes)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("exact_products")
 @pytest.mark.parametrize("variant", ["unet", "attention"])
 def test_int8_keeps_the_standard_gate_on_real_radiographs(variant: str, lungs: Path, tmp_path: Path) -> None:
     options = BuildOptions(

@@ -128,7 +128,9 @@ class QuantizedGraph:
             if dtype == "int8":
                 continue
             reason = f"{dtype} in the {self.scheme} graph"
-            if self.result is not None:
+            if "int8" not in group.types:
+                reason += ", whose targets have no 8-bit arithmetic for it"
+            elif self.result is not None:
                 alone = self.result.sensitivities[index].alone
                 reason += f": alone in int8 it takes {alone.disagreement:.2g} off the Dice coefficient"
             found |= dict.fromkeys(group.layers, reason)

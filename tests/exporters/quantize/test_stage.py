@@ -152,6 +152,15 @@ def test_a_well_behaved_network_is_int8_throughout_and_its_pareto_points_say_so(
     assert sum(node.op_type == "QuantizeLinear" for node in quantized.graph.node) > 0
 
 
+def test_a_layer_without_8_bit_arithmetic_says_so_and_not_that_it_was_sensitive(traced: onnx.ModelProto) -> None:
+    groups = list_groups(traced, get_scheme("tensorrt"))
+    found = QuantizedGraph("tensorrt", Path("int8-tensorrt.onnx"), Plan.narrowest(groups), groups)
+    transposed = {node.name for node in traced.graph.node if node.op_type == "ConvTranspose"}
+    assert set(found.kept()) == transposed
+    assert transposed
+    assert all("no 8-bit arithmetic for it" in reason for reason in found.kept().values())
+
+
 def keeps_the_gate_as_plain_int8(model: onnx.ModelProto) -> bool:
     """Convert as the usual tools do: ranges of calibration images, every layer in 8 bits, nothing else."""
     contract = InputContract(height=SIZE_PX, width=SIZE_PX)

@@ -32,6 +32,25 @@ def test_a_bare_machine_is_told_what_to_install(
     assert all("install" in row["why_not_run"] for row in rows)
 
 
+def test_a_cpu_whose_8_bit_products_saturate_is_told_that_it_builds_no_int8_engines_for_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packages = dict.fromkeys(("onnx", "onnxruntime", "openvino", "tensorrt_rtx"), "1.7")
+    features = frozenset({"sse2", "avx2"})
+    old = Host("Linux", "x86_64", features, packages, ("CPUExecutionProvider",))
+    monkeypatch.setattr(host_module, "probe_host", lambda: old)
+    monkeypatch.setenv("COLUMNS", "400")
+    assert main(["doctor", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["targets"]}
+    for name in ("openvino-cpu", "onnxruntime-cpu"):
+        assert rows[name]["can_build"]
+        assert not rows[name]["can_build_int8"]
+        assert "lacks VNNI" in rows[name]["why_not_build_int8"]
+    assert rows["tensorrt-rtx"]["can_build_int8"]
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().out.count("yes, but not int8: 8-bit products saturate") == 2
+
+
 def test_the_table_shows_extras_in_their_brackets(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,11 +71,13 @@ def _describe_host(host: Host) -> dict[str, Any]:
 
 def _targets(host: Host) -> list[dict[str, Any]]:
     from unetx_opt.runtime.sessions.table import SESSIONS
+    from unetx_opt.specs import Precision
 
     build_rows = importlib.import_module(_BUILD_TABLE).TARGETS
     rows = []
     for name, row in SESSIONS.items():
         why_not_run, why_not_build = row.why_not(host), build_rows[name].why_not(host)
+        why_not_int8 = build_rows[name].why_not(host, Precision.INT8)
         rows.append(
             {
                 "name": name,
@@ -83,6 +85,8 @@ def _targets(host: Host) -> list[dict[str, Any]]:
                 "why_not_run": why_not_run,
                 "can_build": why_not_build is None,
                 "why_not_build": why_not_build,
+                "can_build_int8": why_not_int8 is None,
+                "why_not_build_int8": why_not_int8,
             }
         )
     return rows
@@ -116,6 +120,12 @@ def _describe_gpu(host: Host) -> str:
     return f"{host.gpu}, compute capability {host.compute_capability}, driver for CUDA {host.driver}"
 
 
+def _describe_build(row: dict[str, Any]) -> str:
+    if row["why_not_build"] is None and row["why_not_build_int8"] is not None:
+        return f"yes, but not int8: {row['why_not_build_int8']}"
+    return row["why_not_build"] or "yes"
+
+
 def _target_table(targets: list[dict[str, Any]]) -> Table:
     from rich.table import Table
     from rich.text import Text
@@ -124,6 +134,6 @@ def _target_table(targets: list[dict[str, Any]]) -> Table:
     for heading in ("target", "runs here", "builds here"):
         table.add_column(heading, overflow="fold")
     for row in targets:
-        cells = (row["name"], row["why_not_run"] or "yes", row["why_not_build"] or "yes")
+        cells = (row["name"], row["why_not_run"] or "yes", _describe_build(row))
         table.add_row(*(Text(cell) for cell in cells))  # not as markup: the names of extras stand in brackets
     return table

@@ -6,7 +6,7 @@ from typing import Final
 
 from unetx_opt.specs import EngineRecord, Host
 
-__all__ = ["why_not_int8"]
+__all__ = ["has_exact_products", "why_not_int8"]
 
 #: Any of these sums 8-bit products in 32 bits. Without them x86 CPUs add pairs of products in 16 bits, which saturate
 #: (the instruction vpmaddubsw): other masks than those that passed the gate.
@@ -16,6 +16,11 @@ _ALWAYS_LISTED: Final = "sse2"
 _INTEGERS: Final = frozenset({"int8", "uint8"})
 
 
+def has_exact_products(host: Host) -> bool:
+    """Whether the CPU sums 8-bit products without saturating; taken to be so where its features are unknown."""
+    return _ALWAYS_LISTED not in host.cpu_features or bool(EXACT_PRODUCTS & host.cpu_features)
+
+
 def why_not_int8(host: Host, record: EngineRecord | None) -> str | None:
     """Say why a CPU cannot run an 8-bit engine as it was measured; None for other engines, or where it can.
 
@@ -23,7 +28,7 @@ def why_not_int8(host: Host, record: EngineRecord | None) -> str | None:
     """
     if record is None or not _INTEGERS & {record.compute_dtype, *record.layers.values()}:
         return None
-    if _ALWAYS_LISTED not in host.cpu_features or EXACT_PRODUCTS & host.cpu_features:
+    if has_exact_products(host):
         return None
     return (
         "it computes on 8-bit integers, whose products saturate on a CPU without VNNI, and its gate was passed on "
