@@ -34,6 +34,7 @@ __all__ = [
     "collect_evidence",
     "render_gate_html",
     "report_to_json",
+    "table_html",
     "write_gate_report",
 ]
 
@@ -142,7 +143,7 @@ def _answer_section(report: GateReport) -> str:
         f"image by image and class by class.</p>\n"
         f'<p class="note">{escape(report.note)}</p>\n'
         + _left_out(report)
-        + _table(
+        + table_html(
             "The answer for each engine, with the figure of its worst image",
             (
                 "Engine",
@@ -192,7 +193,7 @@ def _rules_section(report: GateReport) -> str:
         else "There is no ground truth: Dice and boundary shift are between the engine's mask and the reference's."
     )
     names = tuple(target.name for target in report.targets)
-    return f"<h2>Rules of the gate {escape(report.gate)}</h2>\n<p>{scored}</p>\n" + _table(
+    return f"<h2>Rules of the gate {escape(report.gate)}</h2>\n<p>{scored}</p>\n" + table_html(
         "What each rule found, and its limit", ("Rule", "Limit", *names), "\n".join(body)
     )
 
@@ -294,7 +295,8 @@ def _verdict(passed: bool) -> str:
     return '<span class="verdict pass">✓ PASS</span>' if passed else '<span class="verdict fail">✗ FAIL</span>'
 
 
-def _table(caption: str, header: tuple[str, ...], body: str) -> str:
+def table_html(caption: str, header: tuple[str, ...], body: str) -> str:
+    """Make a table that scrolls by itself; `body` is HTML, the other texts are escaped."""
     cells = "".join(f'<th scope="col">{escape(text)}</th>' for text in header)
     return (
         f'<div class="wide" role="region" aria-label="{escape(caption)}" tabindex="0">\n<table>\n'

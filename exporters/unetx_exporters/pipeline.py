@@ -13,6 +13,7 @@ from typing import Final
 
 from unetx_exporters.assembly import Findings, assemble_manifest
 from unetx_exporters.attempt import EVIDENCE, GATE_PAGE, Attempt, GateFailureError
+from unetx_exporters.evidence_page import complete_page
 from unetx_exporters.gate_images import GateImages, folder_gate_images, phantom_gate_images
 from unetx_exporters.graphs import GraphRequest, GraphSet, make_graphs
 from unetx_exporters.native.sources import copy_native
@@ -92,7 +93,10 @@ def build_bundle(options: BuildOptions, report: Progress = _no_report) -> BuildR
         if options.native:
             copy_native(directory)
         report("manifest", 0, 1)
-        write_bundle(directory, assemble_manifest(options, checkpoint, contract, host, findings), options.signer)
+        manifest = assemble_manifest(options, checkpoint, contract, host, findings)
+        if images is not None:
+            complete_page(directory / GATE_PAGE, manifest)
+        write_bundle(directory, manifest, options.signer)
     _discard_search(options)
     page = None if images is None else GATE_PAGE
     return summarize_build(options, size_px, findings, page, time.monotonic() - started)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import html
 import json
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,6 +15,7 @@ import pytest
 import torch
 
 from unetx_exporters import pipeline
+from unetx_exporters.evidence_page import complete_page, render_sections
 from unetx_exporters.onnxruntime import build as ort_build
 from unetx_exporters.options import BuildOptions
 from unetx_exporters.pipeline import build_bundle
@@ -96,6 +100,49 @@ def test_the_evidence_holds_the_search_its_picture_the_junctions_and_the_repeate
     assert all(row["disagreement"][0] == 0.0 for row in repeats)
     with open_verified(built.bundle) as bundle:
         assert any(note.startswith("2 builds of the same graphs") for note in bundle.manifest.notes)
+
+
+def test_the_page_answers_for_the_whole_bundle(built: BuildResult) -> None:
+    page = (built.bundle / "evidence/gate.html").read_text()
+    with open_verified(built.bundle) as bundle:
+        manifest = bundle.manifest
+    for engine in manifest.engines:
+        for layer, dtype in engine.layers.items():
+            assert re.search(rf'<th scope="row">{re.escape(layer)}</th>(<td>[^<]*</td>)*<td>{dtype}</td>', page)
+    assert "32 images of phantom" in page
+    assert "junction.skip" in page
+    assert manifest.checkpoint.sha256 in page
+    assert f"openvino {manifest.build.tools['openvino']}" in page
+    picture = base64.b64encode((built.bundle / "evidence/pareto-cpu.svg").read_bytes()).decode()
+    assert f"data:image/svg+xml;base64,{picture}" in page
+    assert page.index("Rules of the gate") < page.index("What each engine computes") < page.index("</main>")
+    assert page.endswith("</main>\n</body>\n</html>\n")
+
+
+def test_what_came_from_outside_is_escaped_on_the_page(built: BuildResult) -> None:
+    with open_verified(built.bundle) as bundle:
+        manifest = bundle.manifest
+    hostile = "<script>alert('x')</script>"
+    engine = manifest.engines[0].model_copy(update={"layers": {hostile: hostile}, "settings": {"a": hostile}})
+    changed = manifest.model_copy(
+        update={
+            "notes": (hostile,),
+            "engines": (engine, engine),
+            "build": manifest.build.model_copy(update={"command": (hostile,), "tools": {hostile: hostile}}),
+        }
+    )
+    shown = "".join(render_sections(changed, built.bundle / "evidence"))
+    assert "<script" not in shown
+    assert shown.count(html.escape(hostile)) >= 6
+
+
+def test_a_page_of_another_program_is_not_completed(built: BuildResult, tmp_path: Path) -> None:
+    with open_verified(built.bundle) as bundle:
+        manifest = bundle.manifest
+    page = tmp_path / "gate.html"
+    page.write_text("<html></html>")
+    with pytest.raises(ExportError, match=r"gate\.html has 0 ends of its content, expected 1"):
+        complete_page(page, manifest)
 
 
 def test_nothing_of_the_search_is_left_beside_the_bundle(built: BuildResult) -> None:

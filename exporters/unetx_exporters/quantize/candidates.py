@@ -50,11 +50,14 @@ class Scheme:
         Types that a layer may have, the cheapest first.
     bytes_per_s : float
         Nominal memory bandwidth.
+    emulated : bool
+        Whether the machine of the build only imitates its arithmetic, so that times measured there say nothing.
     """
 
     name: str
     rates: Mapping[str, Rate]
     bytes_per_s: float
+    emulated: bool = False
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -73,6 +76,7 @@ SCHEMES: Final[Mapping[str, Scheme]] = MappingProxyType(
                 "tensorrt",
                 MappingProxyType({_INT8: Rate(160e12, 1), "float16": Rate(80e12, 2), "float32": Rate(20e12, 4)}),
                 400e9,
+                emulated=True,
             ),
         )
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 
@@ -75,8 +76,20 @@ def test_the_picture_is_whole_shows_every_plan_and_escapes_its_texts() -> None:
     root = ET.fromstring(pareto_svg(points, 'drift "against" <time>'))
     circles = [element for element in root.iter() if element.tag.endswith("circle")]
     assert len(circles) == 3  # two plans, and the ring of the chosen one
-    assert any("a <b> & c: 3.0 ms" in (element.text or "") for element in root.iter())
+    assert any("a <b> & c: 3 ms" in (element.text or "") for element in root.iter())
     assert [row["chosen"] for row in pareto_to_json(points)] == [True, False]
+
+
+def test_plans_that_are_only_emulated_here_are_ranked_by_their_nominal_time_and_the_picture_says_so() -> None:
+    scheme = get_scheme("tensorrt")
+    groups = tuple(LayerGroup(f"g{i}", (f"g{i}",), 10**9, 10**5, scheme.types) for i in range(6))
+    plans = {"narrow": Plan.narrowest(groups), "wide": Plan.widest(groups)}
+    slow_emulation = measurement({"narrow": (0.01, 90.0), "wide": (0.0, 1.0)})
+    points = pareto_points(plans, slow_emulation, groups, scheme, plans["narrow"])
+    assert [point.name for point in points] == ["narrow", "wide"]
+    assert all(point.best for point in points)
+    assert "only emulated" in pareto_svg(points, "x")
+    assert "only emulated" not in pareto_svg([dataclasses.replace(points[0], emulated=False)], "x")
 
 
 def test_plans_without_any_drift_are_drawn_on_the_axis() -> None:
