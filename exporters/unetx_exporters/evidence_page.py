@@ -82,7 +82,7 @@ def _attestation(manifest: Manifest) -> str:
     )
     return (
         "<h2>What each engine computes</h2>\n<p>Read back from the built engines, layer by layer.</p>\n"
-        + table_html("Types as they were read back", ("Engine", "Stored", "Most layers", "Layers"), rows)
+        + table_html("Types as they were read back", ("Engine", "Stored", "Most convolutions", "Layers"), rows)
         + f"\n<details><summary>All {len(layers)} layers</summary>\n"
         + table_html("Type of each layer in each engine", ("Layer", *names), listed)
         + "\n</details>"
