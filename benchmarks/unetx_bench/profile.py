@@ -153,6 +153,29 @@ def _profile_openvino(request: OpenRequest, image_nchw: NDArray[np.float32], inf
     return _profile("OpenVINO's performance counters", inferences, layers, None)
 
 
+def _profile_tensorrt(request: OpenRequest, image_nchw: NDArray[np.float32], inferences: int) -> EngineProfile:
+    from unetx_opt.runtime.sessions.tensorrt import MODULES, open_tensorrt
+
+    trt: Any = require(MODULES[request.record.target], purpose="profiling an engine")
+    totals: dict[str, float] = defaultdict(float)
+
+    class LayerTimes(trt.IProfiler):  # type: ignore[misc]  # its base class comes with the package
+        def __init__(self) -> None:
+            super().__init__()
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            totals[layer_name] += ms / inferences
+
+    with open_tensorrt(request) as session:
+        for _ in range(_WARM_UPS):
+            session.infer(image_nchw)
+        session.report_layers_to(LayerTimes())
+        for _ in range(inferences):
+            session.infer(image_nchw)
+    layers = [ProfiledLayer(name, "layer", took_ms) for name, took_ms in totals.items()]
+    return _profile("TensorRT's profiler", inferences, layers, None)
+
+
 def _profile(source: str, inferences: int, layers: list[ProfiledLayer], whole_ms: float | None) -> EngineProfile:
     taken = sorted((layer for layer in layers if layer.mean_ms > 0), key=lambda layer: -layer.mean_ms)
     return EngineProfile(source, inferences, sum(layer.mean_ms for layer in taken), whole_ms, tuple(taken))
@@ -164,5 +187,7 @@ PROFILERS: Final[Mapping[str, Callable[[OpenRequest, NDArray[np.float32], int], 
         "openvino-cpu": _profile_openvino,
         "onnxruntime-cpu": _profile_onnxruntime,
         "onnxruntime-cuda": _profile_onnxruntime,
+        "tensorrt": _profile_tensorrt,
+        "tensorrt-rtx": _profile_tensorrt,
     }
 )

@@ -6,7 +6,10 @@ import json
 import re
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +20,10 @@ from unetx_bench.energy import COUNTERS, EnergyCounter, measure_energy
 from unetx_bench.errors import MeasurementError
 from unetx_bench.measure import measure_interleaved
 from unetx_bench.measurement import Contender, MeasureOptions
-from unetx_bench.profile import read_onnxruntime_events
+from unetx_bench.profile import profile_engine, read_onnxruntime_events
 from unetx_bench.tool_turns import ToolTurns
+from unetx_opt.runtime.sessions.base import OpenRequest
+from unetx_opt.specs import EngineRecord
 
 
 def test_a_slowed_call_takes_its_share_longer() -> None:
@@ -119,6 +124,33 @@ def test_profiles_are_means_over_the_last_inferences_only() -> None:
     profile = read_onnxruntime_events(events, inferences=2)
     assert [(layer.name, layer.mean_ms) for layer in profile.layers] == [("a", 2.0), ("b", 0.5)]
     assert profile.whole_ms == pytest.approx(2.6)
+
+
+def test_layers_of_a_tensorrt_engine_are_means_over_its_profiled_inferences(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Session:
+        """Reports one layer more slowly with every inference, once it has a profiler."""
+
+        def __init__(self) -> None:
+            self.profiler: Any = None
+            self.calls = 0
+
+        def infer(self, image: Any) -> None:
+            self.calls += 1
+            if self.profiler is not None:
+                self.profiler.report_layer_time("stem", float(self.calls))
+
+        def report_layers_to(self, profiler: Any) -> None:
+            self.profiler = profiler
+
+    class Package(ModuleType):
+        IProfiler = object
+
+    monkeypatch.setitem(sys.modules, "tensorrt", Package("tensorrt"))
+    monkeypatch.setattr("unetx_opt.runtime.sessions.tensorrt.open_tensorrt", lambda _: nullcontext(Session()))
+    request = OpenRequest(EngineRecord("tensorrt", ("engine.plan",)), lambda _: b"a plan")
+    profile = profile_engine(request, np.zeros((1, 1, 4, 4), np.float32), inferences=3)
+    assert [(layer.name, layer.mean_ms) for layer in profile.layers] == [("stem", 5.0)]  # calls 4, 5, 6
+    assert profile.whole_ms is None
 
 
 def test_energy_counts_joules_for_each_inference_also_where_the_counter_begins_again() -> None:

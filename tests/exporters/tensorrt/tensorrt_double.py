@@ -51,6 +51,8 @@ class Package(types.ModuleType):
             raise AttributeError(f"this version has no {name}")
         if name == "ILogger":
             value: Any = _logger_class(surface)
+        elif name == "IProfiler":
+            value = type("IProfiler", (), {})
         elif name == "float32":
             value = Member(surface["DataType"].index("FLOAT"), "FLOAT")
         elif name in _CONSTRUCTORS:
@@ -251,11 +253,14 @@ def _context(package: Package) -> Guarded:
         image = (ctypes.c_float * count).from_address(addresses["image"])
         logits = (ctypes.c_float * count).from_address(addresses["logits"])
         logits[:] = [2 * value + 1 for value in image]
+        if context.profiler is not None:
+            for layer, took_ms in package.answers["layer_ms"].items():
+                context.profiler.report_layer_time(layer, took_ms)
         return not package.answers["execution_fails"]
 
-    return package.make(
-        "IExecutionContext", set_input_shape=set_shape, set_tensor_address=set_address, execute_async_v3=execute
-    )
+    functions = {"set_input_shape": set_shape, "set_tensor_address": set_address, "execute_async_v3": execute}
+    context = package.make("IExecutionContext", profiler=None, **functions)
+    return context
 
 
 _CONSTRUCTORS: dict[str, Callable[[Package], Callable[..., Any]]] = {
@@ -277,4 +282,5 @@ _ANSWERS: dict[str, Any] = {
     "diagnostics": 0,
     "io_dtype": None,
     "execution_fails": False,
+    "layer_ms": {"stem": 0.25, "head": 0.125},
 }

@@ -86,6 +86,26 @@ def test_results_stay_as_they_are_when_the_next_image_is_run_with_a_test_double(
         np.testing.assert_array_equal(first, kept)
 
 
+@VERSIONS
+def test_a_profiler_is_told_of_every_layer_from_then_on_with_a_test_double(
+    make_double: MakeDouble, library: Any, version: str
+) -> None:
+    double = make_double(version, layer_ms={"stem": 0.5})
+    told: list[tuple[str, float]] = []
+
+    class Profiler(double.IProfiler):  # type: ignore[misc, name-defined]
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            told.append((layer_name, ms))
+
+    with open_double(double, library, version) as session:
+        session.infer(images(1))
+        assert told == []
+        session.report_layers_to(Profiler())
+        np.testing.assert_array_equal(session.infer(images(3)), 2 * images(3) + 1)
+    assert told == [("stem", 0.5)] * 2  # three images are two batches of the double
+    assert library.is_clean
+
+
 def test_images_that_are_not_contiguous_are_read_right_with_a_test_double(
     make_double: MakeDouble, library: Any
 ) -> None:

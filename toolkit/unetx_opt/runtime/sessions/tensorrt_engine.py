@@ -60,6 +60,7 @@ class TensorRTSession(Closing):
         self._engine: Any = None
         self._cache: Any = None
         self._context: Any = None
+        self._profiler: Any = None
         self._stream = CudaStream(driver)
         self._is_open = True
         try:
@@ -100,6 +101,18 @@ class TensorRTSession(Closing):
                     logits[rows] = self._infer_batch(image_nchw[rows])
         return logits
 
+    def report_layers_to(self, profiler: Any) -> None:
+        """Let every inference from now on tell a profiler how long each layer took; it takes longer itself.
+
+        Parameters
+        ----------
+        profiler : IProfiler
+            Of the package that runs the engine.
+        """
+        with self._lock, self._stream.current():
+            self._profiler = profiler  # the package keeps no reference
+            self._context.profiler = profiler
+
     def close(self) -> None:
         """Free the engine and its memory; an inference that still runs in another thread ends first."""
         with self._lock:
@@ -108,7 +121,7 @@ class TensorRTSession(Closing):
             self._is_open = False
             with self._stream.current():
                 self._save_cache()
-                for name in ("_context", "_cache", "_engine", "_runtime"):
+                for name in ("_context", "_profiler", "_cache", "_engine", "_runtime"):
                     setattr(self, name, None)
             self._stream.close()
 
