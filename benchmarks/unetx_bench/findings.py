@@ -119,7 +119,7 @@ def answer(
         engines = [call for call in _plain(calls) if call.bundle == bundle and rows[call.candidate].kind == "engine"]
         sure = [call for call in engines if _passes(rows[call.candidate]) and medians[call.contender.name]]
         if not sure:
-            said.append(f"{bundle}: no engine both passed the drift gate and was measured long enough to be ranked.")
+            said.append(f"{bundle}: {_why_none([rows[call.candidate] for call in engines])}.")
             continue
         best = min(sure, key=lambda call: _value(medians[call.contender.name]))
         median = medians[best.contender.name]
@@ -132,6 +132,12 @@ def answer(
     if disturbances:
         said.append(f"The run was disturbed, and its absolute figures are doubtful: {'; '.join(disturbances)}.")
     return tuple(said)
+
+
+def _why_none(engines: Sequence[Candidate]) -> str:
+    if engines and all(row.drift is None for row in engines):
+        return "no engine is ranked, because drift was not measured"
+    return "no engine both passed the drift gate and was measured long enough to be ranked"
 
 
 def _against(best: TimedCall, base: TimedCall, ratios: Sequence[Ratio]) -> str:

@@ -103,6 +103,14 @@ def test_an_engine_that_fails_the_gate_is_never_the_answer(report: Report, folde
     assert "✗ 0.91" in text
 
 
+def test_without_drift_the_page_names_the_missing_drift_and_not_a_failed_gate(report: Report, folder: Path) -> None:
+    rows = [row.model_copy(update={"drift": None}) for row in report.candidates]
+    data = report.drift_data.model_copy(update={"data": None, "count": 0, "note": "it was not asked for"})
+    text = Reader(render_report_page(report.model_copy(update={"candidates": rows, "drift_data": data}), folder)).text
+    assert "No engine is ranked, because drift was not measured." in text
+    assert "passed the drift gate and" not in text
+
+
 def test_the_page_loads_nothing_and_forbids_it(report: Report, folder: Path) -> None:
     page = render_report_page(report, folder)
     reader = Reader(page)
