@@ -181,7 +181,14 @@ class Attempt:
         shutil.rmtree(self.directory / "engines", ignore_errors=True)
         engines = self.build_engines(targets, graphs, self.directory)
         self.report("junctions", 0, 1)
-        request = GraphRequest(self.options.precision, self.contract, graphs.fp32.parent, images, self.options.seed)
+        request = GraphRequest(
+            self.options.precision,
+            self.contract,
+            graphs.fp32.parent,
+            images,
+            self.options.seed,
+            compress_weights=graphs.compressed,
+        )
         inputs = SentinelInputs(model, "trained", graphs.junctions, watch_images(request), self.directory)
         rows = [row for engine in engines for row in watch_engine(engine, inputs)]
         if images is not None and unfused not in self.random_rows:

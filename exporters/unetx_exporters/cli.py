@@ -100,6 +100,11 @@ if TYPE_CHECKING:
     help="Build the engines this often, and report how their masks and times differ.",
 )
 @click.option(
+    "--compress-weights",
+    is_flag=True,
+    help="Of an fp16 build: store the weights of the CPU engines in 8 bits, if that keeps the gate.",
+)
+@click.option(
     "--seed",
     type=click.IntRange(0, 2**32 - 1),
     default=0,

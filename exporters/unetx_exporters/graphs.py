@@ -55,6 +55,8 @@ class GraphRequest:
         are kept in float32 until it holds.
     gate_operator : bool
         Also write the typed graph with each neighbourhood gate as one operator, for an engine with a kernel for it.
+    compress_weights : bool
+        Store the weights of an fp16 graph in 8 bits where float32 arithmetic reads them.
     """
 
     precision: Precision
@@ -64,6 +66,7 @@ class GraphRequest:
     seed: int = 0
     logit_error: float = 0.03
     gate_operator: bool = False
+    compress_weights: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,8 @@ class GraphSet:
         Quantization scheme -> graph with Q/DQ pairs; empty unless int8 was asked for.
     gated : pathlib.Path or None
         As in `unetx_exporters.request.BuildRequest`.
+    compressed : bool
+        Whether `stored` holds its weights in 8 bits.
     """
 
     fp32: Path
@@ -97,6 +102,7 @@ class GraphSet:
     junctions: tuple[str, ...]
     quantized: Mapping[str, QuantizedGraph] = field(default_factory=lambda: MappingProxyType({}))
     gated: Path | None = None
+    compressed: bool = False
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -128,7 +134,7 @@ def make_graphs(model: UNet, request: GraphRequest) -> GraphSet:
     ExportError
         The graph differs from the module at a junction, or cannot be typed.
     """
-    from unetx_exporters.onnx.precision import convert_fp16, layer_types, store_fp16
+    from unetx_exporters.onnx.precision import convert_fp16, layer_types, store_fp16, store_int8
     from unetx_exporters.onnx.trace import trace_onnx
     from unetx_exporters.onnx.verify import junction_parity, require_parity, unmarked_parity
 
@@ -142,7 +148,7 @@ def make_graphs(model: UNet, request: GraphRequest) -> GraphSet:
         kept = choose_kept(traced.model, request)
         names = [layer.name for layer in kept]
         typed = convert_fp16(traced.model, names)
-        stored = store_fp16(traced.model, names)
+        stored = (store_int8 if request.compress_weights else store_fp16)(traced.model, names)
     types = layer_types(typed)
     return GraphSet(
         fp32=_write(request.directory / "fp32.onnx", traced.model),
@@ -155,6 +161,7 @@ def make_graphs(model: UNet, request: GraphRequest) -> GraphSet:
         operations=_count_operations(traced.model, model.spec, request.contract),
         junctions=traced.junctions,
         gated=_write_gated(model, request, kept) if request.gate_operator else None,
+        compressed=request.compress_weights,
     )
 
 

@@ -40,6 +40,13 @@ LIMITS: Final[Mapping[str, JunctionLimit]] = MappingProxyType(
 )
 #: An fp16 request stores its weights rounded also where the arithmetic is float32.
 _STORED_HALF: Final = JunctionLimit(torch=0.02, graph=1e-3)
+#: So it does in 8 bits where that was asked for. The graph says so: an engine follows it as closely as any other.
+_STORED_INT8: Final[Mapping[str, JunctionLimit]] = MappingProxyType(
+    {
+        "float32": JunctionLimit(torch=LIMITS["int8"].torch, graph=LIMITS["float32"].graph),
+        "bfloat16": JunctionLimit(torch=LIMITS["int8"].torch, graph=LIMITS["bfloat16"].graph),
+    }
+)
 
 
 def follows_graph(record: EngineRecord) -> bool:
@@ -57,6 +64,8 @@ def limit_of(record: EngineRecord) -> JunctionLimit:
     """Choose the limit for an engine."""
     if "int8" in record.layers.values():  # one narrow layer is enough to move everything behind it
         return LIMITS["int8"]
+    if record.storage_dtype == "int8" and record.compute_dtype in _STORED_INT8:
+        return _STORED_INT8[record.compute_dtype]
     if record.compute_dtype == "float32" and record.storage_dtype == "float16":
         return _STORED_HALF
     return LIMITS.get(record.compute_dtype, LIMITS["int8"])

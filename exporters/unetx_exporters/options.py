@@ -68,6 +68,8 @@ class BuildOptions:
         How often the engines are built from the same graphs; beyond 1 the evidence says how they differ.
     signer : Signer or None
         Signs the bundle.
+    compress_weights : bool
+        Of an fp16 build: store the weights of the CPU engines in 8 bits, if that keeps the gate.
     """
 
     variant: str
@@ -90,12 +92,15 @@ class BuildOptions:
     signer: Signer | None = None
     budget_minutes: float = 6.0
     repeat_builds: int = 1
+    compress_weights: bool = False
 
     def __post_init__(self) -> None:
         if not self.budget_minutes > 0.0:
             raise SpecError(f"the budget is {self.budget_minutes} minutes, expected more than 0")
         if not 1 <= self.repeat_builds <= MOST_BUILDS:
             raise SpecError(f"{self.repeat_builds} builds were asked for, expected 1 to {MOST_BUILDS}")
+        if self.compress_weights and self.precision is not Precision.FP16:
+            raise SpecError(f"8-bit weights were asked for with {self.precision}, expected fp16")
         if self.size_px is not None:
             InputContract(height=self.size_px, width=self.size_px)
         foreign = [name for name in self.target_options if not name.startswith(OPTION_PREFIXES)]

@@ -112,11 +112,20 @@ class _Task:
     images: GateImages | None
     calibration: CalibrationSet | None
 
-    def graph_request(self, logit_error: float = _LOGIT_ERRORS[0]) -> GraphRequest:
+    def graph_request(self, logit_error: float = _LOGIT_ERRORS[0], *, compress_weights: bool = False) -> GraphRequest:
         options = self.attempt.options
         contract = self.attempt.contract
         gated = any(row.takes_gates for row in self.targets)
-        return GraphRequest(options.precision, contract, self.scratch, self.images, options.seed, logit_error, gated)
+        return GraphRequest(
+            options.precision,
+            contract,
+            self.scratch,
+            self.images,
+            options.seed,
+            logit_error,
+            gated,
+            compress_weights,
+        )
 
 
 def _build_fp32(task: _Task) -> Findings:
@@ -126,6 +135,23 @@ def _build_fp32(task: _Task) -> Findings:
 
 
 def _build_fp16(task: _Task) -> Findings:
+    """Build with 8-bit weights, if they were asked for and keep the gate, else with float16 ones."""
+    attempt = task.attempt
+    if not attempt.options.compress_weights:
+        return _build_half(task)
+    attempt.report("export", 0, 1)
+    model = load_model(attempt.checkpoint)
+    graphs = make_graphs(model, task.graph_request(compress_weights=True))
+    try:
+        findings = attempt.run(model, graphs, task.targets, task.images)
+        note = "The CPU engines store their weights in 8 bits, with one scale for each output channel."
+    except GateFailureError as error:
+        findings = _build_half(dataclasses.replace(task, attempt=dataclasses.replace(attempt, random_rows={})))
+        note = f"Weights in 8 bits were tried, and not taken: {error}."
+    return dataclasses.replace(findings, notes=(*findings.notes, note))
+
+
+def _build_half(task: _Task) -> Findings:
     """Build with ever more layers in float32, until the gate passes or there is nothing left to raise."""
     tried: list[GraphSet] = []
     failure: GateFailureError | None = None

@@ -205,6 +205,44 @@ def test_layers_are_raised_to_fp32_until_the_gate_passes(
         assert bundle.manifest.precision.dtype_counts["float16"] > 0
 
 
+def test_weights_are_stored_in_8_bits_where_that_keeps_the_gate(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    plain = build_bundle(options_for(tiny_checkpoint, tmp_path / "plain"))
+    built = build_bundle(options_for(tiny_checkpoint, tmp_path / "small", compress_weights=True))
+    assert {engine.target for engine in built.engines} == set(CPU_TARGETS)
+    for engine in built.engines:
+        assert (engine.storage_dtype, engine.gate) == ("int8", "strict")
+        assert engine.compute_dtype in ("float32", "bfloat16")
+    sizes = [(bundle / "engines/openvino-cpu/model.bin").stat().st_size for bundle in (plain.bundle, built.bundle)]
+    assert sizes[1] < 0.6 * sizes[0]
+    with open_verified(built.bundle) as bundle:
+        assert any(note.startswith("The CPU engines store their weights in 8 bits") for note in bundle.manifest.notes)
+
+
+def test_weights_that_8_bits_cannot_hold_stay_float16_and_the_manifest_says_why(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    model = load_model(read_checkpoint(tiny_checkpoint))
+    block = model.decoder[0].get_submodule("block")
+    with torch.no_grad():  # the same function, but one weight of each channel drowns all others
+        for name in ("norm1.weight", "norm1.bias"):
+            block.get_parameter(name)[0] *= 1e-3
+        block.get_parameter("conv2.weight")[:, 0] *= 1e3
+    write_checkpoint(tmp_path / "loud.safetensors", model, "attention")
+    options = options_for(tmp_path / "loud.safetensors", tmp_path / "x", compress_weights=True)
+    built = build_bundle(dataclasses.replace(options, targets=("onnxruntime-cpu",)))
+    (engine,) = built.engines
+    assert engine.storage_dtype == "float16"
+    with open_verified(built.bundle) as bundle:
+        (note,) = [note for note in bundle.manifest.notes if note.startswith("Weights in 8 bits were tried")]
+    assert "gate strict fails" in note
+    assert "onnxruntime-cpu" in note
+
+
+def test_8_bit_weights_of_another_precision_than_fp16_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="8-bit weights were asked for with int8, expected fp16"):
+        BuildOptions("unet", Precision.INT8, tmp_path / "x", compress_weights=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

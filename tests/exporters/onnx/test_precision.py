@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,14 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from unetx_exporters.onnx.graph import check, infer_types, mark_outputs, tensor_types
-from unetx_exporters.onnx.precision import convert_fp16, emulate_fp16, layer_types, store_fp16, unfit_for_fp16
+from unetx_exporters.onnx.precision import (
+    convert_fp16,
+    emulate_fp16,
+    layer_types,
+    store_fp16,
+    store_int8,
+    unfit_for_fp16,
+)
 from unetx_exporters.onnx.verify import GraphRunner, ParityLimit, junction_parity
 from unetx_opt.errors import ExportError
 
@@ -239,3 +247,41 @@ def test_onnxruntime_folds_the_casts_of_stored_weights_at_load(trace: Callable[.
     assert "Cast" in {node.op_type for node in stored.graph.node}
     assert "Cast" not in {node.op_type for node in loaded.graph.node}
     assert {t.data_type for t in loaded.graph.initializer if len(t.dims) == 4} == {TensorProto.FLOAT}
+
+
+@pytest.mark.parametrize(("variant", "overrides"), VARIANTS)
+def test_weights_in_8_bits_are_within_half_a_step_of_their_channel_and_folded_at_load(
+    trace: Callable[..., Any], tmp_path: Path, variant: str, overrides: dict[str, Any]
+) -> None:
+    _, traced = trace(variant, **overrides)
+    stored = store_int8(traced.model, ["head"])
+    sizes = Counter[int]()
+    for tensor in stored.graph.initializer:
+        sizes[tensor.data_type] += numpy_helper.to_array(tensor).size
+    assert sizes[TensorProto.INT8] > 0.9 * sum(sizes.values())
+    assert set(layer_types(stored).values()) == {"float32"}
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(tmp_path / "loaded.onnx")
+    ort.InferenceSession(stored.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    loaded = onnx.load(tmp_path / "loaded.onnx").graph
+    assert "Cast" not in {node.op_type for node in loaded.node}
+    assert TensorProto.INT8 not in {tensor.data_type for tensor in loaded.initializer}
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in stored.graph.initializer}
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in traced.model.graph.initializer}
+    layers = [node for node in traced.model.graph.node if node.op_type in ("Conv", "ConvTranspose")]
+    for node in layers:
+        name = node.input[1]
+        if node.name == "head":
+            np.testing.assert_array_equal(held[name], weights[name])
+            continue
+        others = (1, 2, 3) if node.op_type == "Conv" else (0, 2, 3)
+        step = np.abs(weights[name]).max(axis=others, keepdims=True) / 127
+        restored = held[f"{name}.int8"].astype(np.float32) * held[f"{name}.scale"]
+        assert np.all(np.abs(restored - weights[name]) <= 0.501 * step)
+
+
+def test_weights_that_two_layers_read_stay_as_they_are() -> None:
+    model = conv_graph(scalar_weight(1.0), scalar_weight(1.0))
+    model.graph.node[2].input[1] = "w0"
+    assert {tensor.data_type for tensor in store_int8(model).graph.initializer} == {TensorProto.FLOAT}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from unetx_exporters.onnx.precision.compress import store_int8
 from unetx_exporters.onnx.precision.convert import convert_fp16, layer_types, unfit_for_fp16
 from unetx_exporters.onnx.precision.emulate import emulate_fp16
 from unetx_exporters.onnx.precision.sensitivity import (
@@ -21,5 +22,6 @@ __all__ = [
     "emulate_fp16",
     "layer_types",
     "store_fp16",
+    "store_int8",
     "unfit_for_fp16",
 ]
