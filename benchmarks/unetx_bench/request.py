@@ -14,9 +14,11 @@ import numpy as np
 from PIL import Image
 
 from unetx_bench.bundles import TimedImage
+from unetx_bench.errors import MeasurementError
 from unetx_bench.measurement import MeasureOptions
 from unetx_exporters.gate_images import GateImages, folder_gate_images, phantom_gate_images
 from unetx_opt.errors import CheckpointError, UnetxError
+from unetx_opt.metrics.gates import MINIMUM_IMAGES
 
 if TYPE_CHECKING:
     from unetx_opt.bundle.manifest import Manifest
@@ -84,6 +86,13 @@ class BenchRequest:
     details: bool = True
     pictures: bool = True
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if 0 < self.images < MINIMUM_IMAGES:
+            raise MeasurementError(
+                f"drift on {self.images} images decides nothing, a gate needs {MINIMUM_IMAGES}: pass --images "
+                f"{MINIMUM_IMAGES} or more, or 0 to leave drift out"
+            )
 
 
 def find_checkpoint(manifest: Manifest, given: Sequence[Path]) -> Checkpoint:

@@ -61,6 +61,12 @@ def report(report_folder: Path) -> Report:
     return read_report(report_folder / "report.json")
 
 
+def test_too_few_images_for_a_gate_are_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    with pytest.raises(MeasurementError, match=r"a gate needs 21: pass --images 21 or more, or 0"):
+        BenchRequest(bundles=(tmp_path,), output=tmp_path, images=12)
+    assert BenchRequest(bundles=(tmp_path,), output=tmp_path, images=0).images == 0
+
+
 def test_every_engine_is_timed_by_three_clocks_and_every_batch_and_every_peer(report: Report) -> None:
     engines, peers = ("small onnxruntime-cpu", "small openvino-cpu"), ("small torch-eager",)
     expected = {(name, span, 1) for name in engines for span in ("engine", "host", "file")}
