@@ -1,14 +1,15 @@
-"""Which tile and how many buffers suit the fp16 gate on this machine's GPU: what the launcher's table is made from.
+"""Which tile or strip suits the fp16 gate on this machine's GPU: what the launcher's tables are made from.
 
     python -m unetx_bench.kernel_tiles -o tiles.json
 
-Every candidate computes the gate once against the one that the launcher takes now, then all are timed in turns.
+Every candidate computes the gate once against the first, then all are timed in turns.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from unetx_bench.device_time import CACHES, samples_ms
 from unetx_bench.errors import MeasurementError
 from unetx_bench.kernel_peers import GateInputs, make_inputs
 from unetx_kernels.attention_gate.launch import GateKernels, Tile
+from unetx_kernels.attention_gate.strips import Strip
 from unetx_kernels.binaries import default_cache
 from unetx_kernels.driver import device_array, primary_context, why_not
 from unetx_kernels.errors import KernelError
@@ -26,10 +28,13 @@ from unetx_opt.optional import require
 
 __all__ = ["CANDIDATES", "SHAPES", "main"]
 
-CANDIDATES: Final = tuple(
-    Tile(width, height, 0, stages)
-    for width, height in ((32, 8), (16, 8), (16, 16), (32, 4), (64, 4))
-    for stages in (2, 3)
+CANDIDATES: Final[tuple[Tile | Strip, ...]] = (
+    *(Tile(width, height, 0, stages) for width, height in ((32, 4), (64, 4)) for stages in (2, 3, 4)),
+    Tile(32, 8, 0),
+    Tile(16, 8, 0),
+    Strip(64, 64, 2),
+    Strip(32, 64, 4),
+    Strip(128, 64, 1),
 )
 #: (N, C, H, W), with D = C / 4: shapes of the benchmark, and levels of the network at width 64 and 512 x 512.
 SHAPES: Final = ((1, 64, 256, 256), (8, 64, 512, 512), (1, 64, 512, 512), (1, 128, 256, 256), (1, 512, 64, 64))
@@ -47,21 +52,33 @@ def time_tiles(
     for shape in shapes:
         for window in WINDOWS:
             inputs = make_inputs(shape, shape[1] // 4, window, channels_last=channels_last)
-            runs: dict[Tile, Any] = {}
-            for tile in CANDIDATES:
+            runs: list[tuple[dict[str, Any], Any]] = []
+            for candidate in CANDIDATES:
                 row: dict[str, Any] = {"shape": shape, "window": window, "channels_last": channels_last}
-                row |= {"tile": [tile.width, tile.height], "stages": tile.stages, "samples_ms": []}
+                row |= {"kind": type(candidate).__name__, **asdict(candidate), "samples_ms": []}
+                rows.append(row)
                 try:
-                    runs[tile] = _checked_run(GateKernels(gpu, cache, tile), GateKernels(gpu, cache), inputs)
+                    kernels = _kernels_of(gpu, cache, candidate)
+                    if isinstance(candidate, Strip) and not kernels.takes_strips(_arrays(inputs), window):
+                        row["why_not"] = "strips do not suit the shape, or the GPU's shared memory"
+                    else:
+                        runs.append((row, _checked_run(kernels, _kernels_of(gpu, cache, CANDIDATES[0]), inputs)))
                 except KernelError as error:
                     row["why_not"] = str(error)
-                rows.append(row)
-            of_shape = rows[-len(CANDIDATES) :]
             for _ in range(_ROUNDS):
-                for tile, row in zip(CANDIDATES, of_shape, strict=True):
-                    if tile in runs:
-                        row["samples_ms"] += samples_ms(runs[tile], _SAMPLES)
+                for row, run in runs:
+                    row["samples_ms"] += samples_ms(run, _SAMPLES)
     return rows
+
+
+def _kernels_of(gpu: Any, cache: Path, candidate: Tile | Strip) -> GateKernels:
+    if isinstance(candidate, Strip):
+        return GateKernels(gpu, cache, strip=candidate)
+    return GateKernels(gpu, cache, tile=candidate)
+
+
+def _arrays(inputs: GateInputs) -> Any:
+    return tuple(device_array(tensor) for tensor in inputs.tensors)
 
 
 def _checked_run(kernels: GateKernels, usual: GateKernels, inputs: GateInputs) -> Any:
@@ -77,7 +94,9 @@ def _checked_run(kernels: GateKernels, usual: GateKernels, inputs: GateInputs) -
     usual.neighbourhood(arrays, device_array(expected), inputs.window)
     worst = float((found.float() - expected.float()).abs().max())
     if not worst <= _TOLERANCE * float(expected.abs().max()):
-        raise MeasurementError(f"tile {kernels.tile} differs by {worst:.3g} for {tuple(inputs.values.shape)}")
+        raise MeasurementError(
+            f"{kernels.tile or kernels.strip} differs by {worst:.3g} for {tuple(inputs.values.shape)}"
+        )
     return run
 
 
@@ -100,7 +119,8 @@ def main(output: Path, channels_last: bool, shapes: int) -> None:
     write_file(output, json.dumps(record, indent=1).encode())
     for row in rows:
         took = f"{1000 * statistics.median(row['samples_ms']):9.1f} us" if row["samples_ms"] else row["why_not"]
-        click.echo(f"{row['shape']} k{row['window']} {row['tile']} x{row['stages']}: {took}")
+        form = [row[name] for name in ("kind", "width", "height", "stages", "channels", "blocks") if name in row]
+        click.echo(f"{row['shape']} k{row['window']} {form}: {took}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python -m unetx_bench.kernels -o benchmarks/results/
     compute-sanitizer --tool memcheck python -m unetx_bench.kernels --check-only -o /tmp/checked
 
-The bound of the gate is a copy: inputs plus output over the bandwidth that a device-to-device copy reaches here.
+The bound of the gate is a copy: inputs plus output over the bandwidth that a device-to-device copy reaches here, one
+of 1 GiB, and one of as many bytes as the gate moves, which for a small image takes mostly its start.
 """
 
 from __future__ import annotations
@@ -92,34 +93,45 @@ def _timed(name: str, what: str, inputs: GateInputs) -> dict[str, Any]:
         return {"why_not": f"{type(error).__name__}: {str(error).splitlines()[:1]}"}
 
 
-def time_copy() -> dict[str, Any]:
-    """Time a device-to-device copy of 1 GiB."""
+def time_copies() -> list[dict[str, Any]]:
+    """Time device-to-device copies: of 1 GiB, and of as many bytes as each judged gate moves."""
     torch = require("torch", purpose=_PURPOSE)
-    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return {"name": "copy", "bytes": 2 * COPY_BYTES, "samples_ms": samples_ms(lambda: target.copy_(source))}
+    rows = []
+    for moved in (2 * COPY_BYTES, *(_moved_bytes(shape) for shape, _ in TIMED[:JUDGED])):
+        source = torch.empty(moved // 2, dtype=torch.uint8, device="cuda")
+        target = torch.empty_like(source)
+        samples = samples_ms(functools.partial(target.copy_, source))
+        rows.append({"name": "copy", "bytes": moved, "samples_ms": samples})
+    return rows
 
 
-def judge(gates: list[dict[str, Any]], copy: Mapping[str, Any], crf: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _moved_bytes(shape: tuple[int, int, int, int]) -> int:
+    """Return what a gate in fp16 reads and writes: theta, phi, values and the output."""
+    images, channels, height, width = shape
+    return 2 * images * height * width * (2 * (channels // 4) + 2 * channels)
+
+
+def judge(gates: list[dict[str, Any]], copies: list[dict[str, Any]], crf: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Hold medians against what the kernels are made for; a figure that could not be measured is None."""
     medians = {
         (row["name"], row["what"], row["shape"], row["window"]): statistics.median(row["samples_ms"])
         for row in gates
         if "samples_ms" in row
     }
-    bandwidth = copy["bytes"] / statistics.median(copy["samples_ms"])
+    bandwidths = {row["bytes"]: row["bytes"] / statistics.median(row["samples_ms"]) for row in copies}
     verdicts = []
     for shape, window in TIMED[:JUDGED]:
         key = ("forward", shape, window)
         fused = medians.get(("fused", *key))
         row = next(row for row in gates if row["name"] == "fused" and (row["what"], row["shape"]) == key[:2])
-        fraction = None if fused is None else row["bytes"] / fused / bandwidth
+        own = None if fused is None else row["bytes"] / fused
         compiled = [medians.get((f"torch.compile of {name}", *key)) for name in ("unfold", "plain operations")]
         best = min((one for one in compiled if one is not None), default=None)
         verdicts += [
             _verdict("times faster than unfold", shape, _ratio(medians.get(("unfold", *key)), fused), 5.0),
             _verdict("times faster than torch.compile", shape, _ratio(best, fused), 1.3),
-            _verdict("of the copy bandwidth", shape, fraction, 0.6),
+            _verdict("of the bandwidth of a copy of 1 GiB", shape, _ratio(own, bandwidths[2 * COPY_BYTES]), 0.6),
+            _verdict("of that of a copy of as many bytes", shape, _ratio(own, bandwidths.get(row["bytes"])), 0.6),
         ]
         extra = row.get("extra_bytes")
         output = 2 * int(np.prod(shape))
@@ -134,8 +146,8 @@ def _verdict(what: str, shape: tuple[int, ...], value: float | None, at_least: f
     return {"what": what, "shape": shape, "value": value, "at_least": at_least, "met": met}
 
 
-def _ratio(peer_ms: float | None, own_ms: float | None) -> float | None:
-    return None if peer_ms is None or own_ms is None else peer_ms / own_ms
+def _ratio(above: float | None, below: float | None) -> float | None:
+    return None if above is None or below is None else above / below
 
 
 def _results(gate: Any, inputs: GateInputs) -> dict[str, Any]:
@@ -210,10 +222,10 @@ def _measure(gpu: Gpu, shapes: int, output: Path, *, check_only: bool) -> tuple[
 
     keep(checked=[check_crf(gpu), *check_gates(shapes)])
     if not check_only:
-        copy, crf = time_copy(), time_crf(gpu)
-        keep(timed=[copy, *crf])
+        copies, crf = time_copies(), time_crf(gpu)
+        keep(timed=[*copies, *crf])
         gates = time_gates()
-        keep(timed=[copy, *crf, *gates], verdicts=judge(gates, copy, crf[0]))
+        keep(timed=[*copies, *crf, *gates], verdicts=judge(gates, copies, crf[0]))
     return path, record
 
 

@@ -59,6 +59,10 @@ class Gpu:
         Of the CUDA driver API, 13000 for 13.0.
     driver, context : object
         pycuda's module, and its primary context.
+    multiprocessors : int
+        How many it has.
+    shared_bytes : int
+        Shared memory of one of them.
     """
 
     name: str
@@ -66,6 +70,8 @@ class Gpu:
     driver_version: int
     driver: Any
     context: Any
+    multiprocessors: int = 1
+    shared_bytes: int = 48 * 1024
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
@@ -111,10 +117,26 @@ class Gpu:
         return self.driver.Stream(int(apart))
 
     def launch(
-        self, function: Any, grid: int, block: tuple[int, int], arguments: Sequence[Any], stream: Any = None
+        self,
+        function: Any,
+        grid: int,
+        block: tuple[int, int],
+        arguments: Sequence[Any],
+        stream: Any = None,
+        *,
+        shared_bytes: int = 0,
     ) -> None:
-        """Start a kernel. Its arguments are `DeviceArray`, None for a null pointer, int and float."""
-        function(*map(_argument, arguments), grid=(grid, 1, 1), block=(*block, 1), stream=stream)
+        """Start a kernel. Its arguments are `DeviceArray`, None for a null pointer, int and float.
+
+        `shared_bytes` is what it has beside the shared memory that it declares; more than 48 KiB in all have to be
+        asked for before, by `allow_shared`.
+        """
+        places = {"grid": (grid, 1, 1), "block": (*block, 1), "shared": shared_bytes}
+        function(*map(_argument, arguments), **places, stream=stream)
+
+    def allow_shared(self, function: Any, shared_bytes: int) -> None:
+        """Let a kernel be launched with up to so much shared memory beside what it declares."""
+        function.set_attribute(self.driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes)
 
     def samples_ms(self, start: Callable[[], object], samples: int, warm_ups: int = 10) -> list[float]:
         """Time what a function starts on the default stream, call by call, by events of the GPU.
@@ -183,7 +205,11 @@ def keep_context(device: int = 0) -> Gpu:
     gpu = driver.Device(device)
     major, minor = gpu.compute_capability()
     context = gpu.retain_primary_context()
-    return Gpu(gpu.name(), f"sm_{major}{minor}", driver.get_driver_version(), driver, context)
+    has = driver.device_attribute
+    multiprocessors = gpu.get_attribute(has.MULTIPROCESSOR_COUNT)
+    shared_bytes = gpu.get_attribute(has.MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)
+    version = driver.get_driver_version()
+    return Gpu(gpu.name(), f"sm_{major}{minor}", version, driver, context, multiprocessors, shared_bytes)
 
 
 def device_array(tensor: Any) -> DeviceArray:

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from unetx_kernels.attention_gate import strips
 from unetx_kernels.attention_gate.launch import (
     BACKWARD_SOURCE,
     FORWARD_SOURCE,
@@ -51,7 +52,7 @@ def release_modules() -> tuple[Compilation, ...]:
     """Return every module that a launcher asks for, without an architecture."""
     forward = [Compilation(FORWARD_SOURCE, "", tile_macros(tile)) for tile in dict.fromkeys((*TILES, *MATRIX_TILES))]
     backward = [Compilation(BACKWARD_SOURCE, "", tile_macros(tile)) for tile in TILES]
-    return (*forward, *backward, Compilation(CRF_SOURCE, ""))
+    return (*forward, *backward, Compilation(strips.SOURCE, "", strips.STRIP.macros), Compilation(CRF_SOURCE, ""))
 
 
 def write_fatbin(

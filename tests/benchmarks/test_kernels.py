@@ -65,13 +65,14 @@ def test_verdicts_hold_medians_against_their_bounds() -> None:
         _row("torch.compile of plain operations", SMALL, 1.2),
         {"name": "fused", "what": "forward", "shape": LARGE, "window": 5, "bytes": 600, "why_not": "no memory"},
     ]
-    copy, crf = {"bytes": 1000, "samples_ms": [1.0]}, {"samples_ms": [2.0]}
-    verdicts = kernels.judge(rows, copy, crf)
+    copies = [{"bytes": 2 * kernels.COPY_BYTES, "samples_ms": [1.0 * 2**21]}, {"bytes": 600, "samples_ms": [0.5]}]
+    verdicts = kernels.judge(rows, copies, {"samples_ms": [2.0]})
     assert [(row["value"], row["met"]) for row in verdicts] == [
         (6.0, True),
         (1.2, False),
-        (0.6, True),
+        (600 / 1024, False),
+        (0.5, False),
         (1.0, True),
-        *[(None, None)] * 4,
+        *[(None, None)] * 5,
         (2.0, False),
     ]

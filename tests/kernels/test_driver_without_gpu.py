@@ -43,12 +43,18 @@ class FakeDriver(ModuleType):
             def name(self) -> str:
                 return "a GPU"
 
+            def get_attribute(self, attribute: str) -> int:
+                return {"multiprocessors": 84, "shared": 100 * 1024}[attribute]
+
             def retain_primary_context(self) -> Any:
                 log.append("retain")
                 return SimpleNamespace(push=lambda: log.append("push"), detach=lambda: log.append("detach"))
 
         self.Device = Device
         self.Context = SimpleNamespace(pop=lambda: log.append("pop"))
+        self.device_attribute = SimpleNamespace(
+            MULTIPROCESSOR_COUNT="multiprocessors", MAX_SHARED_MEMORY_PER_MULTIPROCESSOR="shared"
+        )
 
     def init(self) -> None:
         pass
@@ -89,6 +95,7 @@ def test_a_gpu_that_is_not_there_is_named_by_fake_driver(fake_driver: FakeDriver
 def test_the_primary_context_of_a_fake_driver_is_given_back_after_an_error(fake_driver: FakeDriver) -> None:
     with pytest.raises(ValueError, match="kernel"), driver.primary_context() as gpu:
         assert (gpu.architecture, gpu.driver_version) == ("sm_86", 13000)
+        assert (gpu.multiprocessors, gpu.shared_bytes) == (84, 100 * 1024)
         raise ValueError("kernel")
     assert fake_driver.log == ["retain", "push", "pop", "detach"]
 
@@ -157,7 +164,7 @@ def test_a_launch_passes_pointers_and_sizes_in_the_order_of_the_kernel_to_a_reco
     assert name == "neighbourhood_gate_f16_nchw_k5"
     assert [argument.item() for argument in arguments] == [16, 16, 48, 0, 48, 2, 4, 9, 33, 40, 2, 0.5]
     assert [argument.dtype.name for argument in arguments] == ["uint64"] * 5 + ["int32"] * 6 + ["float32"]
-    assert options == {"grid": (3 * 2 * 4 * 2, 1, 1), "block": (16, 8, 1), "stream": None}
+    assert options == {"grid": (3 * 2 * 4 * 2, 1, 1), "block": (16, 8, 1), "shared": 0, "stream": None}
 
 
 def test_gradients_are_two_launches_of_one_module_on_a_recording_driver(calls: list[Any]) -> None:

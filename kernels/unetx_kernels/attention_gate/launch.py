@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from unetx_kernels.attention_gate import strips
 from unetx_kernels.binaries import module_binary
 from unetx_kernels.driver import DeviceArray, Gpu
 from unetx_kernels.errors import KernelError
@@ -94,11 +95,14 @@ class GateKernels:
         Folder for kernels that are compiled at their first use.
     tile : Tile or None
         For every image, in place of the one that its width asks for.
+    strip : Strip or None
+        For images that strips suit; None takes tiles for all.
     """
 
     gpu: Gpu
     cache: Path
     tile: Tile | None = None
+    strip: strips.Strip | None = strips.STRIP
     _modules: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def neighbourhood(
@@ -135,9 +139,40 @@ class GateKernels:
         rows = {k: pixels_per_thread(k, half=half) for k in ROWS_PER_THREAD}
         tiles = (self.tile,) if self.tile else MATRIX_TILES if half else TILES
         call = _Call.of(inputs, window, dilation, rows, tiles)
-        _check_same("values, out and residual", inputs[2], out, *([] if residual is None else [residual]))
+        others = (out, *([] if residual is None else [residual]))
+        _check_same("values, out and residual", inputs[2], *others)
+        strip = self._plan(call, (*inputs, *others)) if dilation == 1 else None
+        if strip is not None:
+            self._launch_strips(strip, call, (*inputs, residual, out), stream)
+            return
         function = self._function(FORWARD_SOURCE, call.name("neighbourhood_gate"), call)
         self.gpu.launch(function, call.blocks, call.block, (*inputs, residual, out, *call.numbers), stream)
+
+    def takes_strips(self, inputs: tuple[DeviceArray, DeviceArray, DeviceArray], window: int) -> bool:
+        """Tell whether `neighbourhood` walks down strips for such inputs, rather than taking tiles."""
+        rows = dict.fromkeys(ROWS_PER_THREAD, 1)
+        return self._plan(_Call.of(inputs, window, 1, rows, MATRIX_TILES), inputs) is not None
+
+    def _plan(self, call: _Call, arrays: tuple[DeviceArray, ...]) -> strips.StripCall | None:
+        if self.strip is None or self.tile is not None or call.form != "f16_nchw":
+            return None
+        memory = (self.gpu.multiprocessors, self.gpu.shared_bytes)
+        return strips.plan_strips(arrays, call.window, memory, self.strip)
+
+    def _launch_strips(
+        self, plan: strips.StripCall, call: _Call, tensors: tuple[DeviceArray | None, ...], stream: Any
+    ) -> None:
+        key = (strips.SOURCE, call.window, plan.strip)
+        if key not in self._modules:
+            whole = Compilation(strips.SOURCE, self.gpu.architecture, plan.strip.macros)
+            binary, _ = module_binary(whole, {"UNETX_WINDOW": call.window}, self.cache)
+            self._modules[key] = self.gpu.load(binary)
+        function = self._modules[key].get_function(f"neighbourhood_gate_strips_k{call.window}")
+        self.gpu.allow_shared(function, plan.shared_bytes)
+        _, hidden, channels, height, width, _, scale = call.numbers
+        arguments = (*tensors, hidden, channels, height, width, plan.rows, plan.group, scale)
+        block = (plan.strip.threads, 1)
+        self.gpu.launch(function, plan.blocks, block, arguments, stream, shared_bytes=plan.shared_bytes)
 
     def gradients(
         self,

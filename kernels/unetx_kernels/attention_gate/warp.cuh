@@ -42,6 +42,21 @@ template <bool TRANSPOSED> __device__ inline void load_matrices(HalfPair (&matri
                  : "memory");
 }
 
+// Two of them: the addresses are those of lanes 0 to 15.
+template <bool TRANSPOSED> __device__ inline void load_two_matrices(HalfPair (&matrices)[2], const half* row) {
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  if (TRANSPOSED)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(matrices[0]), "=r"(matrices[1])
+                 : "r"(address)
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(matrices[0]), "=r"(matrices[1])
+                 : "r"(address)
+                 : "memory");
+}
+
 // sums (16 x 8, float) += a (16 x 16) * b (16 x 8). Lane l = 4 g + t holds of a the pairs from column 2 t of rows g and g + 8,
 // then from column 2 t + 8 of both; of b the pairs from row 2 t of column g, then from row 2 t + 8; of sums the pairs from
 // column 2 t of rows g and g + 8.
@@ -99,6 +114,12 @@ template <int NEWEST> __device__ inline void wait_for_copies() {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" ::"n"(NEWEST) : "memory");
 #endif
+}
+
+// What the launcher asks for beside the shared memory that a kernel declares, on 16 bytes.
+__device__ inline half* dynamic_shared_memory() {
+  extern __shared__ uint4 dynamic_memory[];
+  return reinterpret_cast<half*>(dynamic_memory);
 }
 
 #endif  // UNETX_HOST_SHIM

@@ -25,6 +25,7 @@ using std::size_t;
 
 #define __global__
 #define __device__
+#define __host__
 #define __shared__ static
 #define __launch_bounds__(...)
 
@@ -84,6 +85,9 @@ inline size_t scheduler_stack_bytes = 0;
 inline int current = 0;
 inline std::function<void()> body;
 inline bool last_thread_first = false;
+// Beside what a kernel declares: as large as the launch says, made anew for every block and full of NaN.
+inline size_t dynamic_bytes = 0;
+inline void* dynamic_memory = nullptr;
 
 inline void to_scheduler(Fiber& fiber) {
   __sanitizer_start_switch_fiber(fiber.done ? nullptr : &fiber.shadow, scheduler_stack, scheduler_stack_bytes);
@@ -143,6 +147,9 @@ inline void run_block() {
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, enter, 0);
   }
+  std::free(dynamic_memory);
+  if (posix_memalign(&dynamic_memory, 16, dynamic_bytes)) std::abort();
+  std::memset(dynamic_memory, 0xff, dynamic_bytes);
   const int warps = (threads + WARP_SIZE - 1) / WARP_SIZE;
   for (bool backwards = last_thread_first;; backwards = !backwards) {
     for (int turn = 0; turn < warps; ++turn) {

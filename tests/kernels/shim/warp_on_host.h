@@ -36,6 +36,15 @@ template <bool TRANSPOSED> inline void load_matrices(HalfPair (&matrices)[4], co
   }
 }
 
+template <bool TRANSPOSED> inline void load_two_matrices(HalfPair (&matrices)[2], const half* row) {
+  // The addresses of lanes 16 to 31 are not used on a GPU.
+  HalfPair four[4];
+  const auto rows = host::exchange(row);
+  load_matrices<TRANSPOSED>(four, rows(host::lane() % 16));
+  matrices[0] = four[0];
+  matrices[1] = four[1];
+}
+
 inline void multiply_add(float (&sums)[4], HalfPair a0, HalfPair a1, HalfPair a2, HalfPair a3, HalfPair b0, HalfPair b1) {
   struct Share { HalfPair a[4], b[2]; };
   const auto shares = host::exchange(Share{{a0, a1, a2, a3}, {b0, b1}});
@@ -64,6 +73,8 @@ template <int BYTES> inline void copy_later(half* to, const half* from, bool ins
   }
   host::fibers[host::current].copies.back().push_back({to, inside ? from : nullptr, BYTES});
 }
+
+inline half* dynamic_shared_memory() { return static_cast<half*>(host::dynamic_memory); }
 
 inline void end_copies() { host::fibers[host::current].copies.emplace_back(); }
 
