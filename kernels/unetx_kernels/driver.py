@@ -119,7 +119,7 @@ class Gpu:
     def launch(
         self,
         function: Any,
-        grid: int,
+        grid: int | tuple[int, int, int],
         block: tuple[int, int],
         arguments: Sequence[Any],
         stream: Any = None,
@@ -131,7 +131,8 @@ class Gpu:
         `shared_bytes` is what it has beside the shared memory that it declares; more than 48 KiB in all have to be
         asked for before, by `allow_shared`.
         """
-        places = {"grid": (grid, 1, 1), "block": (*block, 1), "shared": shared_bytes}
+        blocks = (grid, 1, 1) if isinstance(grid, int) else grid
+        places = {"grid": blocks, "block": (*block, 1), "shared": shared_bytes}
         function(*map(_argument, arguments), **places, stream=stream)
 
     def allow_shared(self, function: Any, shared_bytes: int) -> None:

@@ -172,7 +172,7 @@ class GateKernels:
         _, hidden, channels, height, width, _, scale = call.numbers
         arguments = (*tensors, hidden, channels, height, width, plan.rows, plan.group, scale)
         block = (plan.strip.threads, 1)
-        self.gpu.launch(function, plan.blocks, block, arguments, stream, shared_bytes=plan.shared_bytes)
+        self.gpu.launch(function, plan.grid, block, arguments, stream, shared_bytes=plan.shared_bytes)
 
     def gradients(
         self,

@@ -51,40 +51,48 @@ struct Strip {
   int hidden, channels, height, width;
 };
 
-// RUN elements of every channel's rows: what a thread copies of a tensor, with the steps between its copies.
-template <int RUN, int ROW_RUNS> struct Copier {
+// RUN elements of every channel's rows: what a thread copies of a tensor, AT_ONCE copies without a branch between them.
+template <int RUN, int ROW_RUNS, int PITCH, int AT_ONCE> struct Copier {
   static constexpr int BYTES = RUN * sizeof(half);
   static constexpr int PLACES = STEP * ROW_RUNS;
   static constexpr int ABREAST = STRIP_THREADS / PLACES;  // channels at once
   static_assert(ABREAST > 0, "a thread for each place");
-  int begin, row, column, x;  // its first channel; row of the step; column of the image, and of the buffer
-  bool inside;                // whether the image has that column
+  int begin, row, x;  // its first channel, or more than there are; row of the step; column of the buffer
+  int column;         // of the image
+  bool inside;        // whether the image has it
 
   __device__ Copier(int left, int width, int thread)
-      : begin(thread / PLACES), row(thread % PLACES / ROW_RUNS), column(left + thread % ROW_RUNS * RUN),
-        x(thread % ROW_RUNS * RUN), inside(column >= 0 && column < width) {}
+      : begin(thread < ABREAST * PLACES ? thread / PLACES : 1 << 30), row(thread % PLACES / ROW_RUNS),
+        x(thread % ROW_RUNS * RUN), column(left + x), inside(column >= 0 && column < width) {}
 
-  // `channels` of `planes` planes exist; `slot` is where the step's first row lies in a plane of `pitch` elements.
-  __device__ void copy(half* to, int pitch, const half* __restrict__ source, int channels, int planes, int y, int height,
-                       int width) const {
-    if (begin >= ABREAST) return;
-    const bool exists = inside && y + row >= 0 && y + row < height;
-    const int left = exists || UNETX_PLANTED_DEFECT == 3 ? channels : 0, plane = height * width;
-    const half* from = source + (left > begin ? begin * plane + (y + row) * width + column : 0);
-    const int step = left > begin ? ABREAST * plane : 0;
-    to += begin * pitch + x;
-#pragma unroll 4
-    for (int channel = begin; channel < planes; channel += ABREAST, from += step, to += ABREAST * pitch)
-      copy_later<BYTES>(to, channel < left ? from : source, channel < left);
+  // `to` is where the step's first row lies in the first plane, y where it lies in the image.
+  __device__ void copy(half* to, const half* __restrict__ source, int channels, int y, int height, int width) const {
+    if (begin >= channels) return;
+    const bool exists = (inside && y + row >= 0 && y + row < height) || UNETX_PLANTED_DEFECT == 3;
+    const int plane = height * width;
+    const half* from = source + (exists ? begin * plane + (y + row) * width + column : 0);
+    const int step = exists ? ABREAST * plane : 0;
+    to += begin * PITCH + x;
+#pragma unroll 1
+    for (int first = begin; first < channels; first += AT_ONCE * ABREAST, to += AT_ONCE * ABREAST * PITCH)
+#pragma unroll
+      for (int turn = 0; turn < AT_ONCE; ++turn, from += step)
+        if (first + turn * ABREAST < channels) copy_later<BYTES>(to + turn * ABREAST * PITCH, from, exists);
   }
 };
+
+// Planes of products that have no channel: 0, for good.
+__device__ inline void clear_planes(half* planes, int pitch, int channels, int thread) {
+#pragma unroll 1
+  for (int place = channels * pitch + thread; place < whole_products(channels) * pitch; place += STRIP_THREADS)
+    planes[place] = from_float<half>(0.0f);
+}
 
 template <int K> struct StripGate {
   using Keys = Ring<K>;
   Strip strip;
   int lane, x, line;            // of the patch: its first column in the strip, and its row in a step
   float limits[2][2][2];        // of part, octet, key: what a score is cut off at, infinity within the window
-  int rows[K];                  // where each row of keys lies in a plane of the ring
   HalfPair weights[2][K][2];    // of part, row of keys, octet: of two keys each, one after the other
 
   __device__ StripGate(Strip strip, int thread) : strip(strip) {
@@ -105,8 +113,8 @@ template <int K> struct StripGate {
         }
   }
 
-  // `base` is where the first row of keys of the step lies in the ring.
-  __device__ void turn(int base) {
+  // Where each row of keys lies in a plane of the ring, whose first row of the step is `base`.
+  __device__ void find_rows(int (&rows)[K], int base) const {
 #pragma unroll
     for (int key = 0; key < K; ++key) {
       const int row = base + line + key;
@@ -114,13 +122,14 @@ template <int K> struct StripGate {
     }
   }
 
-  // Where this lane's row of the matrices begins: of 16 channels, and of the octet and the one after it.
+  // Where this lane's row of the matrices begins: of 16 channels, of an octet of keys and the one after it.
   __device__ int row_of_lane() const { return (lane / 8 % 2 * 8 + lane % 8) * Keys::PLANE + x + lane / 16 * 8; }
 
-  __device__ void attend(const half* keys, const half* queries, int y, float scale) {
+  __device__ void attend(SharedHalves keys, SharedHalves queries, const int (&rows)[K], int y, float scale) {
     float scores[K][3][4] = {};
-    const half* near = keys + row_of_lane();
-    const half* query = queries + (lane / 16 * 8 + lane % 8) * QUERY_PLANE + line * STRIP_WIDTH + x + lane / 8 % 2 * 8;
+    SharedHalves near = keys + row_of_lane();
+    SharedHalves query =
+        queries + ((lane / 16 * 8 + lane % 8) * QUERY_PLANE + line * STRIP_WIDTH + x + lane / 8 % 2 * 8);
 #pragma unroll 1
     for (int channel = 0; channel < strip.hidden; channel += PATCH) {
       HalfPair own[4];
@@ -129,34 +138,46 @@ template <int K> struct StripGate {
       for (int key = 0; key < K; ++key) {
         HalfPair two[4], third[2];
         load_matrices<true>(two, near + rows[key]);
-        load_two_matrices<true>(third, near + rows[key] + 16);
+        load_two_matrices<true>(third, near + (rows[key] + 16));
         multiply_add(scores[key][0], own[0], own[1], own[2], own[3], two[0], two[1]);
         multiply_add(scores[key][1], own[0], own[1], own[2], own[3], two[2], two[3]);
         multiply_add(scores[key][2], own[0], own[1], own[2], own[3], third[0], third[1]);
       }
-      near += PATCH * Keys::PLANE;
-      query += PATCH * QUERY_PLANE;
+      near = near + PATCH * Keys::PLANE;
+      query = query + PATCH * QUERY_PLANE;
     }
+    if (y < K / 2 || y + K / 2 >= strip.height) hide_rows(scores, y);
 #pragma unroll
-    for (int part = 0; part < 2; ++part) softmax(scores, part, y, scale);
+    for (int part = 0; part < 2; ++part) softmax(scores, part, scale);
   }
 
-  // Scores to weights: a neighbour outside of the window or of the image takes no part.
-  __device__ void softmax(float (&scores)[K][3][4], int part, int y, float scale) {
-    float largest = NEVER, sum = 0.0f;
+  // Rows of keys above and below the image take no part.
+  __device__ void hide_rows(float (&scores)[K][3][4], int y) const {
+    keep_branch();
 #pragma unroll
     for (int key = 0; key < K; ++key) {
       const int row = y + key - K / 2;
-      const bool exists = row >= 0 && row < strip.height;
+      if (row >= 0 && row < strip.height) continue;
+#pragma unroll
+      for (int octet = 0; octet < 3; ++octet)
+#pragma unroll
+        for (int one = 0; one < 4; ++one) scores[key][octet][one] = NEVER;
+    }
+  }
+
+  // Scores to weights: a neighbour outside of the window or of the image takes no part.
+  __device__ void softmax(float (&scores)[K][3][4], int part, float scale) {
+    float largest = NEVER, sum = 0.0f;
+#pragma unroll
+    for (int key = 0; key < K; ++key)
 #pragma unroll
       for (int octet = 0; octet < 2; ++octet)
 #pragma unroll
         for (int one = 0; one < 2; ++one) {
           float& score = scores[key][part + octet][2 * part + one];
-          score = fminf(score, exists ? limits[part][octet][one] : NEVER);
+          score = fminf(score, limits[part][octet][one]);
           largest = fmaxf(largest, score);
         }
-    }
     largest = fmaxf(largest, from_lane_across(largest, 1));
     largest = fmaxf(largest, from_lane_across(largest, 2));
     // A pixel beside the image has no neighbour at all: its weights are finite and not stored.
@@ -173,7 +194,7 @@ template <int K> struct StripGate {
         }
     sum += from_lane_across(sum, 1);
     sum += from_lane_across(sum, 2);
-    const float share = 1.0f / sum;
+    const float share = reciprocal_approximately(sum);
 #pragma unroll
     for (int key = 0; key < K; ++key)
 #pragma unroll
@@ -184,94 +205,132 @@ template <int K> struct StripGate {
   }
 
   // out = weights . values (+ residual), 16 channels at a time.
-  __device__ void gather(const half* values, const half* __restrict__ residual, half* __restrict__ out, int y) const {
-    const half* near = values + row_of_lane();
+  template <bool ADDS>
+  __device__ void gather(SharedHalves values, const half* __restrict__ residual, half* __restrict__ out,
+                         const int (&rows)[K], int y) const {
+    const int plane = strip.height * strip.width;
+    const bool exists = y < strip.bottom && strip.left + x + first_of_four() < strip.width;
+    // The lane's first pixels, of its first channel: what it adds, in two pairs, and where it stores, four in a row.
+    int left = strip.channels - strip.first - lane / 4;
+    const int place = (strip.first + lane / 4) * plane + y * strip.width + strip.left + x;
+    const half* more = residual + (place + 2 * (lane % 4));
+    half* to = out + (place + first_of_four());
+    SharedHalves near = values + row_of_lane();
 #pragma unroll 1
-    for (int channel = 0; channel < strip.group; channel += PATCH, near += PATCH * Keys::PLANE) {
+    for (int channel = 0; channel < strip.group; channel += PATCH) {
       float sums[2][4] = {};
 #pragma unroll
-      for (int key = 0; key < K; ++key) {
-        HalfPair two[4], third[2];
-        load_matrices<false>(two, near + rows[key]);
-        load_two_matrices<false>(third, near + rows[key] + 16);
-        multiply_add(sums[0], two[0], two[1], two[2], two[3], weights[0][key][0], weights[0][key][1]);
-        multiply_add(sums[1], two[2], two[3], third[0], third[1], weights[1][key][0], weights[1][key][1]);
-      }
+      for (int key = 0; key < K; ++key)
 #pragma unroll
-      for (int octet = 0; octet < 2; ++octet)
-        store(sums[0][2 * octet], sums[0][2 * octet + 1], sums[1][2 * octet], sums[1][2 * octet + 1], residual, out,
-              channel + 8 * octet + lane / 4, y);
+        for (int part = 0; part < 2; ++part) {
+          HalfPair two[4];
+          load_matrices<false>(two, near + (rows[key] + 8 * part));
+          multiply_add(sums[part], two[0], two[1], two[2], two[3], weights[part][key][0], weights[part][key][1]);
+        }
+#pragma unroll
+      for (int octet = 0; octet < 2; ++octet) {
+        if (ADDS && y < strip.bottom && left > 8 * octet) add_residual(sums, octet, more + octet * 8 * plane);
+        store(sums, octet, to + octet * 8 * plane, exists && left > 8 * octet);
+      }
+      near = near + PATCH * Keys::PLANE;
+      left -= PATCH;
+      to += PATCH * plane;
+      if (ADDS) more += PATCH * plane;
+    }
+  }
+
+  __device__ void add_residual(float (&sums)[2][4], int octet, const half* __restrict__ more) const {
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      if (strip.left + x + 8 * part >= strip.width) continue;
+      const float2 pair = unpack_halves(*reinterpret_cast<const HalfPair*>(more + 8 * part));
+      sums[part][2 * octet] += pair.x;
+      sums[part][2 * octet + 1] += pair.y;
     }
   }
 
   // A lane has pixels 2 t and 2 t + 1 of both parts, t = lane % 4: an even one trades its pair of the second for its
   // neighbour's of the first, so that each has four in a row, and four lanes fill 32 bytes.
-  __device__ void store(float first0, float first1, float second0, float second1, const half* __restrict__ residual,
-                        half* __restrict__ out, int channel, int y) const {
+  __device__ void store(const float (&sums)[2][4], int octet, half* __restrict__ to, bool exists) const {
     const bool odd = lane % 2;
-    const float got0 = from_lane_across(odd ? first0 : second0, 1), got1 = from_lane_across(odd ? first1 : second1, 1);
-    const int column = strip.left + x + lane % 2 * 8 + lane % 4 / 2 * 4;
-    if (strip.first + channel >= strip.channels || y >= strip.bottom || column >= strip.width) return;
-    const int place = (strip.first + channel) * (strip.height * strip.width) + y * strip.width + column;
-    float2 more[2] = {make_float2(0.0f, 0.0f), make_float2(0.0f, 0.0f)};
-    if (residual != nullptr) {
-      const uint2 read = *reinterpret_cast<const uint2*>(residual + place);
-      more[0] = unpack_halves(read.x);
-      more[1] = unpack_halves(read.y);
-    }
-    *reinterpret_cast<uint2*>(out + place) =
-        make_uint2(pack_halves((odd ? got0 : first0) + more[0].x, (odd ? got1 : first1) + more[0].y),
-                   pack_halves((odd ? second0 : got0) + more[1].x, (odd ? second1 : got1) + more[1].y));
+    const HalfPair first = pack_halves(sums[0][2 * octet], sums[0][2 * octet + 1]);
+    const HalfPair second = pack_halves(sums[1][2 * octet], sums[1][2 * octet + 1]);
+    const HalfPair got = from_lane_across(odd ? first : second, 1);
+    store_pairs(to, odd ? got : first, odd ? second : got, exists);
   }
+  __device__ int first_of_four() const { return lane % 2 * 8 + lane % 4 / 2 * 4; }
 };
+
+// Waits for the copies of all threads, but_newest: except for those of the newest group. Before it, all have left the rows
+// that are overwritten after it.
+__device__ inline void arrive(bool but_newest) {
+  if (UNETX_PLANTED_DEFECT == 4) return __syncthreads();
+  if (but_newest)
+    wait_for_copies<1>();
+  else
+    wait_for_copies<0>();
+  if (UNETX_PLANTED_DEFECT != 1 && UNETX_PLANTED_DEFECT != 2) __syncthreads();
+}
 
 template <int K>
 __device__ void neighbourhood_gate_strips(const half* __restrict__ theta, const half* __restrict__ phi,
                                           const half* __restrict__ values, const half* __restrict__ residual,
                                           half* __restrict__ out, Strip strip, float scale) {
   using Keys = Ring<K>;
+  const int planes_of_keys = whole_products(strip.hidden), queries_of_step = planes_of_keys * QUERY_PLANE;
   half* const ring = dynamic_shared_memory();
-  half* const ring_of_values = ring + whole_products(strip.hidden) * Keys::PLANE;
+  half* const ring_of_values = ring + planes_of_keys * Keys::PLANE;
   half* const queries = ring_of_values + strip.group * Keys::PLANE;
-  const int queries_of_step = whole_products(strip.hidden) * QUERY_PLANE;
   const int thread = static_cast<int>(threadIdx.x);
-  const Copier<4, Keys::WIDTH / 4> of_keys(strip.left - MARGIN, strip.width, thread);
-  const Copier<8, STRIP_WIDTH / 8> of_queries(strip.left, strip.width, thread);
-  const int plane = strip.height * strip.width;
+  const Copier<4, Keys::WIDTH / 4, Keys::PLANE, 5> of_keys(strip.left - MARGIN, strip.width, thread);
+  const Copier<8, STRIP_WIDTH / 8, QUERY_PLANE, 1> of_queries(strip.left, strip.width, thread);
 
-  // Rows of keys of one step into the ring at row `slot`.
-  const auto copy_keys = [&](int step, int slot) {
-    const int y = strip.top - K / 2 + step * STEP, place = (slot + of_keys.row) * Keys::WIDTH;
-    of_keys.copy(ring + place, Keys::PLANE, phi, strip.hidden, whole_products(strip.hidden), y, strip.height, strip.width);
-    of_keys.copy(ring_of_values + place, Keys::PLANE, values + strip.first * plane, strip.channels - strip.first,
-                 strip.group, y, strip.height, strip.width);
+  const int own = min(strip.group, strip.channels - strip.first);
+  const half* const own_values = values + strip.first * (strip.height * strip.width);
+
+  // Rows of phi, or of values, of one step into the ring from row `slot` on.
+  const auto copy_rows = [&](half* to, const half* source, int channels, int step, int slot) {
+    of_keys.copy(to + (slot + of_keys.row) * Keys::WIDTH, source, channels, strip.top - K / 2 + step * STEP, strip.height,
+                 strip.width);
   };
   const auto copy_queries = [&](int step) {
-    of_queries.copy(queries + step % 2 * queries_of_step + of_queries.row * STRIP_WIDTH, QUERY_PLANE, theta, strip.hidden,
-                    whole_products(strip.hidden), strip.top + step * STEP, strip.height, strip.width);
+    of_queries.copy(queries + step % 2 * queries_of_step + of_queries.row * STRIP_WIDTH, theta, strip.hidden,
+                    strip.top + step * STEP, strip.height, strip.width);
   };
+  clear_planes(ring, Keys::PLANE, strip.hidden, thread);
+  clear_planes(ring_of_values, Keys::PLANE, own, thread);
+  clear_planes(queries, QUERY_PLANE, strip.hidden, thread);
+  clear_planes(queries + queries_of_step, QUERY_PLANE, strip.hidden, thread);
 
   StripGate<K> gate(strip, thread);
 #pragma unroll 1
-  for (int step = 0; step < Keys::AHEAD; ++step) copy_keys(step, step * STEP);
+  for (int step = 0; step < Keys::AHEAD; ++step) copy_rows(ring, phi, strip.hidden, step, step * STEP);
   copy_queries(0);
+  end_copies();
+#pragma unroll 1
+  for (int step = 0; step < Keys::AHEAD; ++step) copy_rows(ring_of_values, own_values, own, step, step * STEP);
   end_copies();
   const int steps = ceil_div(strip.bottom - strip.top, STEP);
   int base = 0, free = Keys::AHEAD * STEP;
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
-    if (UNETX_PLANTED_DEFECT != 4) wait_for_copies<0>();
-    // Before it, all have left the rows that are overwritten after it.
-    if (UNETX_PLANTED_DEFECT != 1 && UNETX_PLANTED_DEFECT != 2) __syncthreads();
+    // The first step's values arrive while its weights are computed.
+    arrive(step == 0);
     if (step + 1 < steps) {
-      copy_keys(step + Keys::AHEAD, free);
+      copy_rows(ring, phi, strip.hidden, step + Keys::AHEAD, free);
       copy_queries(step + 1);
-      end_copies();
+      copy_rows(ring_of_values, own_values, own, step + Keys::AHEAD, free);
     }
+    end_copies();
     const int y = strip.top + step * STEP + gate.line;
-    gate.turn(base);
-    gate.attend(ring, queries + step % 2 * queries_of_step, y, scale);
-    gate.gather(ring_of_values, residual, out, y);
+    int rows[K];
+    gate.find_rows(rows, base);
+    gate.attend(in_shared_memory(ring), in_shared_memory(queries + step % 2 * queries_of_step), rows, y, scale);
+    if (step == 0) arrive(true);
+    if (residual == nullptr)
+      gate.template gather<false>(in_shared_memory(ring_of_values), residual, out, rows, y);
+    else
+      gate.template gather<true>(in_shared_memory(ring_of_values), residual, out, rows, y);
     free = base;
     base = base + STEP < Keys::ROWS ? base + STEP : 0;
   }
@@ -285,12 +344,11 @@ __device__ void neighbourhood_gate_strips(const half* __restrict__ theta, const 
       const half* __restrict__ residual, /* as values, or null */                                                     \
       half* __restrict__ out,            /* as values */                                                              \
       int hidden, int channels, int height, int width, int rows, int group, float scale) {                            \
-    const int across = ceil_div(width, STRIP_WIDTH), groups = ceil_div(channels, group), down = ceil_div(height, rows);  \
-    const int block = static_cast<int>(blockIdx.x), of_group = block / across % groups;                               \
-    const int top = block / across / groups % down * rows;                                                            \
-    const long long image = block / across / groups / down, pixels = static_cast<long long>(height) * width;         \
-    const Strip strip{block % across * STRIP_WIDTH, top, min(top + rows, height), of_group * group,                   \
-                      min(group, whole_products(channels - of_group * group)), hidden, channels, height, width};       \
+    const int left = static_cast<int>(blockIdx.x) * STRIP_WIDTH, top = static_cast<int>(blockIdx.y) * rows;           \
+    const int groups = ceil_div(channels, group), first = static_cast<int>(blockIdx.z) % groups * group;              \
+    const long long image = static_cast<int>(blockIdx.z) / groups, pixels = static_cast<long long>(height) * width;  \
+    const Strip strip{left, top, min(top + rows, height), first, min(group, whole_products(channels - first)),        \
+                      hidden, channels, height, width};                                                               \
     const long long keys = image * hidden * pixels, own = image * channels * pixels;                                  \
     neighbourhood_gate_strips<K>(theta + keys, phi + keys, values + own, residual ? residual + own : nullptr,         \
                                  out + own, strip, scale);                                                            \

@@ -19,6 +19,8 @@ _STEP, _PRODUCT, _MARGIN = 2, 16, 4
 _ALIGNMENT_BYTES: Final = 16
 #: What the driver takes of a multiprocessor for each block beside what the block asks for.
 _RESERVED_BYTES: Final = 1024
+#: Of a grid, along its second and third axis.
+_MOST_BLOCKS: Final = 65535
 #: A block starts with a wait for memory; it takes about as long as so many rows.
 _START_ROWS: Final = 8
 
@@ -63,7 +65,7 @@ class Strip:
 
 
 #: By measurement on an H100 (`benchmarks/results/kernel-tiles-*`).
-STRIP: Final = Strip(64, 64, 2)
+STRIP: Final = Strip(128, 64, 1, (3, 5))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +80,16 @@ class StripCall:
         Of pixels, that a block walks down.
     group : int
         Channels of values of a block.
-    blocks, shared_bytes : int
-        Of the launch.
+    grid : tuple of int
+        Blocks across the image, down it, and for every image and group.
+    shared_bytes : int
+        Of a block.
     """
 
     strip: Strip
     rows: int
     group: int
-    blocks: int
+    grid: tuple[int, int, int]
     shared_bytes: int
 
 
@@ -115,10 +119,12 @@ def plan_strips(
     for groups in range(math.ceil(channels / strip.channels), math.ceil(channels / _PRODUCT) + 1):
         group = _whole_products(math.ceil(channels / groups))
         wanted = strip.shared_bytes(hidden, group, window)
-        if wanted <= most_bytes:
-            columns = math.ceil(width / strip.width) * math.ceil(channels / group) * images
-            rows = _rows_of_a_block(height, columns, strip.blocks * multiprocessors)
-            return StripCall(strip, rows, group, columns * math.ceil(height / rows), wanted)
+        if wanted > most_bytes:
+            continue
+        across, of_images = math.ceil(width / strip.width), math.ceil(channels / group) * images
+        rows = _rows_of_a_block(height, across * of_images, strip.blocks * multiprocessors)
+        grid = (across, math.ceil(height / rows), of_images)
+        return StripCall(strip, rows, group, grid, wanted) if max(grid[1:]) <= _MOST_BLOCKS else None
     return None
 
 

@@ -26,34 +26,46 @@ __device__ inline float2 unpack_halves(HalfPair packed) {
   return __half22float2(*reinterpret_cast<const half2*>(&packed));
 }
 
+// Halves in shared memory, by the address that the instructions here take.
+struct SharedHalves {
+  unsigned address;
+  __device__ SharedHalves operator+(int elements) const { return {address + static_cast<unsigned>(elements) * 2u}; }
+};
+
+__device__ inline SharedHalves in_shared_memory(const half* place) {
+  return {static_cast<unsigned>(__cvta_generic_to_shared(place))};
+}
+
 // Four matrices of 8 x 8 halves in shared memory. Lane l gives the address of row l % 8 of matrix l / 8, on 16 bytes, and
 // gets of each matrix the elements (l / 4, 2 (l % 4)) and the next in that row; of its transpose where TRANSPOSED.
-template <bool TRANSPOSED> __device__ inline void load_matrices(HalfPair (&matrices)[4], const half* row) {
-  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+template <bool TRANSPOSED> __device__ inline void load_matrices(HalfPair (&matrices)[4], SharedHalves row) {
   if (TRANSPOSED)
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
-                 : "r"(address)
+                 : "r"(row.address)
                  : "memory");
   else
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
-                 : "r"(address)
+                 : "r"(row.address)
                  : "memory");
 }
 
+template <bool TRANSPOSED> __device__ inline void load_matrices(HalfPair (&matrices)[4], const half* row) {
+  load_matrices<TRANSPOSED>(matrices, in_shared_memory(row));
+}
+
 // Two of them: the addresses are those of lanes 0 to 15.
-template <bool TRANSPOSED> __device__ inline void load_two_matrices(HalfPair (&matrices)[2], const half* row) {
-  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+template <bool TRANSPOSED> __device__ inline void load_two_matrices(HalfPair (&matrices)[2], SharedHalves row) {
   if (TRANSPOSED)
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
                  : "=r"(matrices[0]), "=r"(matrices[1])
-                 : "r"(address)
+                 : "r"(row.address)
                  : "memory");
   else
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
                  : "=r"(matrices[0]), "=r"(matrices[1])
-                 : "r"(address)
+                 : "r"(row.address)
                  : "memory");
 }
 
@@ -77,12 +89,31 @@ __device__ inline void multiply_add(float (&sums)[4], HalfPair a0, HalfPair a1, 
 }
 
 __device__ inline float from_lane_across(float value, int bits) { return __shfl_xor_sync(EVERY_LANE, value, bits); }
+__device__ inline HalfPair from_lane_across(HalfPair value, int bits) { return __shfl_xor_sync(EVERY_LANE, value, bits); }
 
 // 2^x to 22 bits, 0 for a result below the least normal float.
 __device__ inline float exp2_approximately(float x) {
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
+}
+
+// 1 / x to 22 bits.
+__device__ inline float reciprocal_approximately(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+// Within code that a whole warp rarely runs: the compiler jumps over it, in place of selecting what it does.
+__device__ inline void keep_branch() { __syncwarp(); }
+
+// Stores four halves on 8 bytes where they `exist`, without a branch.
+__device__ inline void store_pairs(half* __restrict__ to, HalfPair first, HalfPair second, bool exist) {
+  asm volatile("{ .reg .pred exist; setp.ne.u32 exist, %0, 0; @exist st.global.v2.b32 [%1], {%2, %3}; }" ::"r"(
+                   static_cast<unsigned>(exist)),
+               "l"(to), "r"(first), "r"(second)
+               : "memory");
 }
 
 // Copies BYTES to shared memory, or zeros where it is not `inside`. It has arrived after the `wait_for_copies` that follows.

@@ -1,6 +1,7 @@
 // Reads cases from stdin, runs each through the kernels of STRIPS_SOURCE and writes the results to stdout.
 //
-// A case: int32 window, images, hidden, channels, height, width, has_residual, rows, group, blocks, shared_bytes; float
+// A case: int32 window, images, hidden, channels, height, width, has_residual, rows, group, three of the
+// grid, shared_bytes; float
 // scale; then theta, phi, values and, where there is one, the residual.
 #include "cuda_on_host.h"
 #include "warp_on_host.h"
@@ -11,7 +12,7 @@ static int planted_defect = 0;
 #include STRIPS_SOURCE
 
 struct Case {
-  int window, images, hidden, channels, height, width, has_residual, rows, group, blocks, shared_bytes;
+  int window, images, hidden, channels, height, width, has_residual, rows, group, grid[3], shared_bytes;
   float scale;
 };
 
@@ -42,7 +43,8 @@ int main(int, char** arguments) {
     const auto kernel = c.window == 3   ? neighbourhood_gate_strips_k3
                         : c.window == 5 ? neighbourhood_gate_strips_k5
                                         : neighbourhood_gate_strips_k7;
-    const dim3 block{static_cast<unsigned>(STRIP_THREADS), 1, 1}, grid{static_cast<unsigned>(c.blocks), 1, 1};
+    const dim3 block{static_cast<unsigned>(STRIP_THREADS), 1, 1};
+    const dim3 grid{static_cast<unsigned>(c.grid[0]), static_cast<unsigned>(c.grid[1]), static_cast<unsigned>(c.grid[2])};
     host::dynamic_bytes = c.shared_bytes;
     host::launch(grid, block, [&] {
       kernel(theta.data, phi.data, values.data, c.has_residual ? residual.data : nullptr, out.data, c.hidden, c.channels,

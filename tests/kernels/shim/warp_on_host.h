@@ -21,6 +21,9 @@ inline float2 unpack_halves(HalfPair packed) {
   return {__half2float(pair[0]), __half2float(pair[1])};
 }
 
+using SharedHalves = const half*;
+inline SharedHalves in_shared_memory(const half* place) { return place; }
+
 template <bool TRANSPOSED> inline void load_matrices(HalfPair (&matrices)[4], const half* row) {
   if (reinterpret_cast<size_t>(row) % 16) {
     std::fprintf(stderr, "a row of a matrix is not on 16 bytes\n");
@@ -64,7 +67,15 @@ inline void multiply_add(float (&sums)[4], HalfPair a0, HalfPair a1, HalfPair a2
 }
 
 inline float exp2_approximately(float x) { return exp2f(x); }
-inline float from_lane_across(float value, int bits) { return host::exchange(value)(host::lane() ^ bits); }
+template <typename T> inline T from_lane_across(T value, int bits) { return host::exchange(value)(host::lane() ^ bits); }
+inline float reciprocal_approximately(float x) { return 1.0f / x; }
+
+inline void keep_branch() {}
+
+inline void store_pairs(half* to, HalfPair first, HalfPair second, bool exist) {
+  const HalfPair both[2] = {first, second};
+  if (exist) std::memcpy(to, both, sizeof both);
+}
 
 template <int BYTES> inline void copy_later(half* to, const half* from, bool inside) {
   if (reinterpret_cast<size_t>(to) % BYTES || reinterpret_cast<size_t>(from) % BYTES) {
