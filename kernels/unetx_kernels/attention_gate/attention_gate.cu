@@ -102,14 +102,16 @@ __device__ void neighbourhood_gate(const T* __restrict__ theta, const T* __restr
 
 // The K * K weights of a pixel stay in registers: in fp32 two pixels a thread where they fit without spilling, else one.
 // The least number of blocks on a multiprocessor is what keeps ptxas from spilling: without it sm_90 trades spills for
-// occupancy in K = 5, with it they spill in K = 7, where 0 leaves the choice to ptxas, and on sm_75 in the fp16 of K = 5.
+// occupancy in K = 5, with it they spill in K = 7, where 0 leaves the choice to ptxas, and in the fp16 of K = 5 on sm_75
+// and, in NHWC, in blocks of 128 threads, where one block less leaves enough.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-#define UNETX_BLOCKS(T, K) (K == 7 ? 0 : K == 5 && sizeof(T) == 2 ? BLOCKS / 2 : BLOCKS)
+#define UNETX_BLOCKS(T, CHANNELS_LAST, K) (K == 7 ? 0 : K == 5 && sizeof(T) == 2 ? BLOCKS / 2 : BLOCKS)
 #else
-#define UNETX_BLOCKS(T, K) (K == 7 ? 0 : BLOCKS)
+#define UNETX_BLOCKS(T, CHANNELS_LAST, K) \
+  (K == 7 ? 0 : K == 5 && sizeof(T) == 2 && CHANNELS_LAST && BLOCKS > 2 ? BLOCKS - 1 : BLOCKS)
 #endif
 #define UNETX_NEIGHBOURHOOD(NAME, T, CHANNELS_LAST, K, ROWS)                                                          \
-  extern "C" __global__ void __launch_bounds__(THREADS, UNETX_BLOCKS(T, K))                               \
+  extern "C" __global__ void __launch_bounds__(THREADS, UNETX_BLOCKS(T, CHANNELS_LAST, K))                \
       NAME(const T* __restrict__ theta,    /* (N, D, H, W) or (N, H, W, D) */                                        \
            const T* __restrict__ phi,      /* as theta */                                                            \
            const T* __restrict__ values,   /* (N, C, H, W) or (N, H, W, C) */                                        \

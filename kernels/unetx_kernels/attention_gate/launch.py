@@ -156,6 +156,8 @@ class GateKernels:
     def _plan(self, call: _Call, arrays: tuple[DeviceArray, ...]) -> strips.StripCall | None:
         if self.strip is None or self.tile is not None or call.form != "f16_nchw":
             return None
+        if int(self.gpu.architecture.removeprefix("sm_")) < strips.FIRST_ARCHITECTURE:
+            return None
         memory = (self.gpu.multiprocessors, self.gpu.shared_bytes)
         return strips.plan_strips(arrays, call.window, memory, self.strip)
 

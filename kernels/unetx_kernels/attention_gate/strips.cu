@@ -19,13 +19,18 @@
 #define UNETX_STRIP_WIDTH 64  // pixels
 #endif
 
+#ifndef UNETX_STRIP_ABREAST
+#define UNETX_STRIP_ABREAST 1  // times 16 channels that a warp gathers without waiting for itself
+#endif
+
 constexpr int STRIP_WIDTH = UNETX_STRIP_WIDTH;
+constexpr int ABREAST = UNETX_STRIP_ABREAST;
 constexpr int STEP = 2;            // rows of pixels that a block works on at once
 constexpr int PATCH = 16;          // pixels of a warp, and channels of one product of the tensor cores
 constexpr int MARGIN = 4;          // columns beside the strip: at least K / 2, and 8 bytes keep the alignment
 constexpr int STRIP_THREADS = STRIP_WIDTH / PATCH * STEP * WARP;
-// Blocks that a multiprocessor shall have room for, of its 512 threads with 128 registers; K = 7 would spill.
-template <int K> constexpr int STRIP_BLOCKS = STRIP_THREADS < 512 && K < 7 ? 512 / STRIP_THREADS : 1;
+// Blocks that a multiprocessor shall have room for, of its 512 threads with 128 registers.
+constexpr int STRIP_BLOCKS = STRIP_THREADS < 512 ? 512 / STRIP_THREADS : 1;
 
 static_assert(STRIP_WIDTH % PATCH == 0, "a strip is whole patches");
 
@@ -55,14 +60,14 @@ struct Strip {
 template <int RUN, int ROW_RUNS, int PITCH, int AT_ONCE> struct Copier {
   static constexpr int BYTES = RUN * sizeof(half);
   static constexpr int PLACES = STEP * ROW_RUNS;
-  static constexpr int ABREAST = STRIP_THREADS / PLACES;  // channels at once
-  static_assert(ABREAST > 0, "a thread for each place");
+  static constexpr int BESIDE = STRIP_THREADS / PLACES;  // channels at once
+  static_assert(BESIDE > 0, "a thread for each place");
   int begin, row, x;  // its first channel, or more than there are; row of the step; column of the buffer
   int column;         // of the image
   bool inside;        // whether the image has it
 
   __device__ Copier(int left, int width, int thread)
-      : begin(thread < ABREAST * PLACES ? thread / PLACES : 1 << 30), row(thread % PLACES / ROW_RUNS),
+      : begin(thread < BESIDE * PLACES ? thread / PLACES : 1 << 30), row(thread % PLACES / ROW_RUNS),
         x(thread % ROW_RUNS * RUN), column(left + x), inside(column >= 0 && column < width) {}
 
   // `to` is where the step's first row lies in the first plane, y where it lies in the image.
@@ -71,13 +76,13 @@ template <int RUN, int ROW_RUNS, int PITCH, int AT_ONCE> struct Copier {
     const bool exists = (inside && y + row >= 0 && y + row < height) || UNETX_PLANTED_DEFECT == 3;
     const int plane = height * width;
     const half* from = source + (exists ? begin * plane + (y + row) * width + column : 0);
-    const int step = exists ? ABREAST * plane : 0;
+    const int step = exists ? BESIDE * plane : 0;
     to += begin * PITCH + x;
 #pragma unroll 1
-    for (int first = begin; first < channels; first += AT_ONCE * ABREAST, to += AT_ONCE * ABREAST * PITCH)
+    for (int first = begin; first < channels; first += AT_ONCE * BESIDE, to += AT_ONCE * BESIDE * PITCH)
 #pragma unroll
       for (int turn = 0; turn < AT_ONCE; ++turn, from += step)
-        if (first + turn * ABREAST < channels) copy_later<BYTES>(to + turn * ABREAST * PITCH, from, exists);
+        if (first + turn * BESIDE < channels) copy_later<BYTES>(to + turn * BESIDE * PITCH, from, exists);
   }
 };
 
@@ -167,7 +172,8 @@ template <int K> struct StripGate {
 
   // Scores to weights: a neighbour outside of the window or of the image takes no part.
   __device__ void softmax(float (&scores)[K][3][4], int part, float scale) {
-    float largest = NEVER, sum = 0.0f;
+    // Four chains of each, since one would wait for itself.
+    float most[2][2] = {{NEVER, NEVER}, {NEVER, NEVER}}, sums[2][2] = {};
 #pragma unroll
     for (int key = 0; key < K; ++key)
 #pragma unroll
@@ -176,8 +182,9 @@ template <int K> struct StripGate {
         for (int one = 0; one < 2; ++one) {
           float& score = scores[key][part + octet][2 * part + one];
           score = fminf(score, limits[part][octet][one]);
-          largest = fmaxf(largest, score);
+          most[octet][one] = fmaxf(most[octet][one], score);
         }
+    float largest = fmaxf(fmaxf(most[0][0], most[0][1]), fmaxf(most[1][0], most[1][1]));
     largest = fmaxf(largest, from_lane_across(largest, 1));
     largest = fmaxf(largest, from_lane_across(largest, 2));
     // A pixel beside the image has no neighbour at all: its weights are finite and not stored.
@@ -190,8 +197,9 @@ template <int K> struct StripGate {
         for (int one = 0; one < 2; ++one) {
           float& score = scores[key][part + octet][2 * part + one];
           score = exp2_approximately(score * (scale * LOG2_E) - offset);
-          sum += score;
+          sums[octet][one] += score;
         }
+    float sum = (sums[0][0] + sums[0][1]) + (sums[1][0] + sums[1][1]);
     sum += from_lane_across(sum, 1);
     sum += from_lane_across(sum, 2);
     const float share = reciprocal_approximately(sum);
@@ -216,7 +224,7 @@ template <int K> struct StripGate {
     const half* more = residual + (place + 2 * (lane % 4));
     half* to = out + (place + first_of_four());
     SharedHalves near = values + row_of_lane();
-#pragma unroll 1
+#pragma unroll ABREAST
     for (int channel = 0; channel < strip.group; channel += PATCH) {
       float sums[2][4] = {};
 #pragma unroll
@@ -336,14 +344,22 @@ __device__ void neighbourhood_gate_strips(const half* __restrict__ theta, const 
   }
 }
 
+// Earlier GPUs have less shared memory than two wide strips need; there is nothing to compile for them.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define UNETX_STRIPS_RUN 1
+#else
+#define UNETX_STRIPS_RUN 0
+#endif
+
 #define UNETX_STRIPS(K)                                                                                               \
-  extern "C" __global__ void __launch_bounds__(STRIP_THREADS, STRIP_BLOCKS<K>) neighbourhood_gate_strips_k##K(        \
+  extern "C" __global__ void __launch_bounds__(STRIP_THREADS, STRIP_BLOCKS) neighbourhood_gate_strips_k##K(           \
       const half* __restrict__ theta,    /* (N, D, H, W) */                                                           \
       const half* __restrict__ phi,      /* as theta */                                                               \
       const half* __restrict__ values,   /* (N, C, H, W) */                                                           \
       const half* __restrict__ residual, /* as values, or null */                                                     \
       half* __restrict__ out,            /* as values */                                                              \
       int hidden, int channels, int height, int width, int rows, int group, float scale) {                            \
+    if (!UNETX_STRIPS_RUN) return;                                                                                    \
     const int left = static_cast<int>(blockIdx.x) * STRIP_WIDTH, top = static_cast<int>(blockIdx.y) * rows;           \
     const int groups = ceil_div(channels, group), first = static_cast<int>(blockIdx.z) % groups * group;              \
     const long long image = static_cast<int>(blockIdx.z) / groups, pixels = static_cast<long long>(height) * width;  \
@@ -359,7 +375,4 @@ UNETX_STRIPS(3)
 #endif
 #if UNETX_HAS_WINDOW(5)
 UNETX_STRIPS(5)
-#endif
-#if UNETX_HAS_WINDOW(7)
-UNETX_STRIPS(7)
 #endif

@@ -11,9 +11,11 @@ from typing import Final
 
 from unetx_kernels.driver import DeviceArray
 
-__all__ = ["SOURCE", "STRIP", "Strip", "StripCall", "plan_strips"]
+__all__ = ["FIRST_ARCHITECTURE", "SOURCE", "STRIP", "Strip", "StripCall", "plan_strips"]
 
 SOURCE: Final = Path(__file__).with_name("strips.cu")
+#: Compute capability times 10 from which on the source has code.
+FIRST_ARCHITECTURE: Final = 90
 #: As in the source: rows of pixels of a step, channels of a product, columns beside a strip.
 _STEP, _PRODUCT, _MARGIN = 2, 16, 4
 _ALIGNMENT_BYTES: Final = 16
@@ -38,13 +40,16 @@ class Strip:
     blocks : int
         That a multiprocessor must have shared memory for, or strips are not taken.
     windows : tuple of int
-        K that they are taken for.
+        K that they are taken for; the source has 3 and 5.
+    abreast : int
+        Times 16 channels that a warp gathers at once.
     """
 
     width: int
     channels: int
     blocks: int
-    windows: tuple[int, ...] = (3, 5, 7)
+    windows: tuple[int, ...] = (3, 5)
+    abreast: int = 1
 
     @property
     def threads(self) -> int:
@@ -54,7 +59,7 @@ class Strip:
     @property
     def macros(self) -> Mapping[str, int]:
         """The macros of the source that make its module."""
-        return {"UNETX_STRIP_WIDTH": self.width}
+        return {"UNETX_STRIP_WIDTH": self.width, "UNETX_STRIP_ABREAST": self.abreast}
 
     def shared_bytes(self, hidden: int, group: int, window: int) -> int:
         """Return the dynamic shared memory of a block, as the source lays it out: rings of rows, and queries."""
@@ -65,7 +70,7 @@ class Strip:
 
 
 #: By measurement on an H100 (`benchmarks/results/kernel-tiles-*`).
-STRIP: Final = Strip(128, 64, 1, (3, 5))
+STRIP: Final = Strip(128, 64, 1, abreast=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +120,14 @@ def plan_strips(
     if not aligned or width % 8 or width < strip.width or window not in strip.windows:
         return None
     multiprocessors, shared_bytes = memory
-    most_bytes = shared_bytes // strip.blocks - _RESERVED_BYTES
-    for groups in range(math.ceil(channels / strip.channels), math.ceil(channels / _PRODUCT) + 1):
-        group = _whole_products(math.ceil(channels / groups))
-        wanted = strip.shared_bytes(hidden, group, window)
-        if wanted > most_bytes:
-            continue
-        across, of_images = math.ceil(width / strip.width), math.ceil(channels / group) * images
-        rows = _rows_of_a_block(height, across * of_images, strip.blocks * multiprocessors)
-        grid = (across, math.ceil(height / rows), of_images)
-        return StripCall(strip, rows, group, grid, wanted) if max(grid[1:]) <= _MOST_BLOCKS else None
-    return None
+    group = min(strip.channels, _whole_products(channels))
+    wanted = strip.shared_bytes(hidden, group, window)
+    across, of_images = math.ceil(width / strip.width), math.ceil(channels / group) * images
+    rows = _rows_of_a_block(height, across * of_images, strip.blocks * multiprocessors)
+    grid = (across, math.ceil(height / rows), of_images)
+    if strip.blocks * (wanted + _RESERVED_BYTES) > shared_bytes or max(grid[1:]) > _MOST_BLOCKS:
+        return None
+    return StripCall(strip, rows, group, grid, wanted)
 
 
 @functools.lru_cache(maxsize=256)

@@ -40,9 +40,7 @@ int main(int, char** arguments) {
     phi.read();
     values.read();
     if (c.has_residual) residual.read();
-    const auto kernel = c.window == 3   ? neighbourhood_gate_strips_k3
-                        : c.window == 5 ? neighbourhood_gate_strips_k5
-                                        : neighbourhood_gate_strips_k7;
+    const auto kernel = c.window == 3 ? neighbourhood_gate_strips_k3 : neighbourhood_gate_strips_k5;
     const dim3 block{static_cast<unsigned>(STRIP_THREADS), 1, 1};
     const dim3 grid{static_cast<unsigned>(c.grid[0]), static_cast<unsigned>(c.grid[1]), static_cast<unsigned>(c.grid[2])};
     host::dynamic_bytes = c.shared_bytes;
