@@ -35,7 +35,6 @@ CANDIDATES: Final[tuple[Tile | Strip, ...]] = (
     Strip(64, 64, 2),
     Strip(32, 64, 4),
     Strip(128, 64, 1),
-    Strip(128, 64, 1, abreast=2),
 )
 #: (N, C, H, W), with D = C / 4: shapes of the benchmark, and levels of the network at width 64 and 512 x 512.
 SHAPES: Final = ((1, 64, 256, 256), (8, 64, 512, 512), (1, 64, 512, 512), (1, 128, 256, 256), (1, 512, 64, 64))

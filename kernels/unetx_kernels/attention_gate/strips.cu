@@ -19,12 +19,7 @@
 #define UNETX_STRIP_WIDTH 64  // pixels
 #endif
 
-#ifndef UNETX_STRIP_ABREAST
-#define UNETX_STRIP_ABREAST 1  // times 16 channels that a warp gathers without waiting for itself
-#endif
-
 constexpr int STRIP_WIDTH = UNETX_STRIP_WIDTH;
-constexpr int ABREAST = UNETX_STRIP_ABREAST;
 constexpr int STEP = 2;            // rows of pixels that a block works on at once
 constexpr int PATCH = 16;          // pixels of a warp, and channels of one product of the tensor cores
 constexpr int MARGIN = 4;          // columns beside the strip: at least K / 2, and 8 bytes keep the alignment
@@ -224,7 +219,7 @@ template <int K> struct StripGate {
     const half* more = residual + (place + 2 * (lane % 4));
     half* to = out + (place + first_of_four());
     SharedHalves near = values + row_of_lane();
-#pragma unroll ABREAST
+#pragma unroll 1
     for (int channel = 0; channel < strip.group; channel += PATCH) {
       float sums[2][4] = {};
 #pragma unroll
@@ -269,17 +264,6 @@ template <int K> struct StripGate {
   __device__ int first_of_four() const { return lane % 2 * 8 + lane % 4 / 2 * 4; }
 };
 
-// Waits for the copies of all threads, but_newest: except for those of the newest group. Before it, all have left the rows
-// that are overwritten after it.
-__device__ inline void arrive(bool but_newest) {
-  if (UNETX_PLANTED_DEFECT == 4) return __syncthreads();
-  if (but_newest)
-    wait_for_copies<1>();
-  else
-    wait_for_copies<0>();
-  if (UNETX_PLANTED_DEFECT != 1 && UNETX_PLANTED_DEFECT != 2) __syncthreads();
-}
-
 template <int K>
 __device__ void neighbourhood_gate_strips(const half* __restrict__ theta, const half* __restrict__ phi,
                                           const half* __restrict__ values, const half* __restrict__ residual,
@@ -305,41 +289,40 @@ __device__ void neighbourhood_gate_strips(const half* __restrict__ theta, const 
     of_queries.copy(queries + step % 2 * queries_of_step + of_queries.row * STRIP_WIDTH, theta, strip.hidden,
                     strip.top + step * STEP, strip.height, strip.width);
   };
-  clear_planes(ring, Keys::PLANE, strip.hidden, thread);
-  clear_planes(ring_of_values, Keys::PLANE, own, thread);
-  clear_planes(queries, QUERY_PLANE, strip.hidden, thread);
-  clear_planes(queries + queries_of_step, QUERY_PLANE, strip.hidden, thread);
+  if (strip.hidden % PATCH != 0 || own % PATCH != 0) {
+    clear_planes(ring, Keys::PLANE, strip.hidden, thread);
+    clear_planes(ring_of_values, Keys::PLANE, own, thread);
+    clear_planes(queries, QUERY_PLANE, strip.hidden, thread);
+    clear_planes(queries + queries_of_step, QUERY_PLANE, strip.hidden, thread);
+  }
 
   StripGate<K> gate(strip, thread);
-#pragma unroll 1
-  for (int step = 0; step < Keys::AHEAD; ++step) copy_rows(ring, phi, strip.hidden, step, step * STEP);
-  copy_queries(0);
-  end_copies();
-#pragma unroll 1
-  for (int step = 0; step < Keys::AHEAD; ++step) copy_rows(ring_of_values, own_values, own, step, step * STEP);
-  end_copies();
   const int steps = ceil_div(strip.bottom - strip.top, STEP);
-  int base = 0, free = Keys::AHEAD * STEP;
+  int base = 0, free = 0;
+  // Before the first step there are rows to be copied alone: in the same loop, since every instruction comes from memory too.
 #pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
-    // The first step's values arrive while its weights are computed.
-    arrive(step == 0);
+  for (int step = -Keys::AHEAD; step < steps; ++step) {
+    if (step >= 0) {
+      if (UNETX_PLANTED_DEFECT != 4) wait_for_copies<0>();
+      // Before it, all have left the rows that are overwritten after it.
+      if (UNETX_PLANTED_DEFECT != 1 && UNETX_PLANTED_DEFECT != 2) __syncthreads();
+    }
     if (step + 1 < steps) {
       copy_rows(ring, phi, strip.hidden, step + Keys::AHEAD, free);
-      copy_queries(step + 1);
+      if (step >= -1) copy_queries(step + 1);
       copy_rows(ring_of_values, own_values, own, step + Keys::AHEAD, free);
+      end_copies();
     }
-    end_copies();
+    free = free + STEP < Keys::ROWS ? free + STEP : 0;
+    if (step < 0) continue;
     const int y = strip.top + step * STEP + gate.line;
     int rows[K];
     gate.find_rows(rows, base);
     gate.attend(in_shared_memory(ring), in_shared_memory(queries + step % 2 * queries_of_step), rows, y, scale);
-    if (step == 0) arrive(true);
     if (residual == nullptr)
       gate.template gather<false>(in_shared_memory(ring_of_values), residual, out, rows, y);
     else
       gate.template gather<true>(in_shared_memory(ring_of_values), residual, out, rows, y);
-    free = base;
     base = base + STEP < Keys::ROWS ? base + STEP : 0;
   }
 }
@@ -361,8 +344,9 @@ __device__ void neighbourhood_gate_strips(const half* __restrict__ theta, const 
       int hidden, int channels, int height, int width, int rows, int group, float scale) {                            \
     if (!UNETX_STRIPS_RUN) return;                                                                                    \
     const int left = static_cast<int>(blockIdx.x) * STRIP_WIDTH, top = static_cast<int>(blockIdx.y) * rows;           \
-    const int groups = ceil_div(channels, group), first = static_cast<int>(blockIdx.z) % groups * group;              \
-    const long long image = static_cast<int>(blockIdx.z) / groups, pixels = static_cast<long long>(height) * width;  \
+    const int groups = channels > group ? ceil_div(channels, group) : 1, block = static_cast<int>(blockIdx.z);        \
+    const int of_group = groups > 1 ? block % groups : 0, first = of_group * group;                                   \
+    const long long image = groups > 1 ? block / groups : block, pixels = static_cast<long long>(height) * width;  \
     const Strip strip{left, top, min(top + rows, height), first, min(group, whole_products(channels - first)),        \
                       hidden, channels, height, width};                                                               \
     const long long keys = image * hidden * pixels, own = image * channels * pixels;                                  \

@@ -41,15 +41,12 @@ class Strip:
         That a multiprocessor must have shared memory for, or strips are not taken.
     windows : tuple of int
         K that they are taken for; the source has 3 and 5.
-    abreast : int
-        Times 16 channels that a warp gathers at once.
     """
 
     width: int
     channels: int
     blocks: int
     windows: tuple[int, ...] = (3, 5)
-    abreast: int = 1
 
     @property
     def threads(self) -> int:
@@ -59,7 +56,7 @@ class Strip:
     @property
     def macros(self) -> Mapping[str, int]:
         """The macros of the source that make its module."""
-        return {"UNETX_STRIP_WIDTH": self.width, "UNETX_STRIP_ABREAST": self.abreast}
+        return {"UNETX_STRIP_WIDTH": self.width}
 
     def shared_bytes(self, hidden: int, group: int, window: int) -> int:
         """Return the dynamic shared memory of a block, as the source lays it out: rings of rows, and queries."""
@@ -70,7 +67,7 @@ class Strip:
 
 
 #: By measurement on an H100 (`benchmarks/results/kernel-tiles-*`).
-STRIP: Final = Strip(128, 64, 1, abreast=2)
+STRIP: Final = Strip(128, 64, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from unetx_kernels.driver import DeviceArray
 torch = pytest.importorskip("torch", reason="plain PyTorch is what the kernel's errors are compared with")
 
 #: Two warps across, and few channels at once, so that small images have several strips, groups and products.
-NARROW = strips.Strip(32, 32, 1, abreast=2)
+NARROW = strips.Strip(32, 32, 1)
 H100 = (132, 228 * 1024)
 
 

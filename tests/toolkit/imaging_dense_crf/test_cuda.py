@@ -84,5 +84,5 @@ def test_the_gpu_and_the_processor_give_one_result(classes: int, size: tuple[int
     found, again, expected = (
         refine(logits, image, backend=name).probabilities_khw for name in ("cuda", "cuda", "grid")
     )
-    np.testing.assert_allclose(found, expected, atol=2e-5)
+    np.testing.assert_allclose(found, expected, atol=6e-5)  # sums in float32, in another order
     assert found.tobytes() == again.tobytes()
