@@ -5,7 +5,8 @@
 makes width 64 at 512 x 512 px, FP32, FP16 and INT8, for ONNX Runtime with CUDA and TensorRT (for RTX or not), and
 writes one report for each variant, all its precisions in one run, and ``gpu-record.json``, which names all that did
 not run and why.
-The weights are random: latency does not depend on them, and accuracy is neither measured nor claimed.
+The weights are random: latency does not depend on them; accuracy is neither measured nor claimed, and the engines are
+not compared with PyTorch while they are built.
 
 All bundles are built first, several at once and each in a process of its own, so that nothing else runs while one is
 timed. What was measured lies on the disk after every variant; `--deadline` ends the run between two of them.
@@ -156,11 +157,14 @@ def _build_all(
 ) -> tuple[dict[str, list[Path]], dict[str, str]]:
     """Build every precision for every target apart; gives the bundles of each variant, and what was not built."""
     orders = []
+    failed: dict[str, str] = {}
     for variant, precision, target in itertools.product(checkpoints, request.precisions, request.targets):
+        if precision == Precision.INT8 and TARGETS[target].scheme is None:
+            failed[f"{variant}-{precision}-{target}"] = f"{target} has no 8-bit convolution"
+            continue
         paths = (str(checkpoints[variant]), str(scratch / f"{variant}-{precision}-{target}"))
         orders.append(BuildOrder(variant, precision, target, *paths, request.size_px))
     bundles: dict[str, list[Path]] = {variant: [] for variant in checkpoints}
-    failed: dict[str, str] = {}
     with concurrent.futures.ThreadPoolExecutor(request.jobs) as pool:
         runs = [(order, pool.submit(build_apart, order, request.build_seconds)) for order in orders]
         for order, run in runs:

@@ -150,6 +150,8 @@ class Attempt:
         self, model: UNet, graphs: GraphSet, targets: Sequence[TargetRow], images: GateImages | None
     ) -> tuple[tuple[BuiltEngine, ...], tuple[str, ...]]:
         """Build engines that compute what they should at every junction, if need be with fusions broken there."""
+        if not self.options.compare:
+            return self.build_engines(targets, graphs, self.directory), ("Nothing was compared with PyTorch.",)
         engines, rows = self._watch(model, graphs, targets, images)
         problem = explain_junction(rows)
         notes: tuple[str, ...] = ()

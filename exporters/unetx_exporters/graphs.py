@@ -57,6 +57,8 @@ class GraphRequest:
         Also write the typed graph with each neighbourhood gate as one operator, for an engine with a kernel for it.
     compress_weights : bool
         Store the weights of an fp16 graph in 8 bits where float32 arithmetic reads them.
+    compare : bool
+        As in `unetx_exporters.options.BuildOptions`.
     """
 
     precision: Precision
@@ -67,6 +69,7 @@ class GraphRequest:
     logit_error: float = 0.03
     gate_operator: bool = False
     compress_weights: bool = False
+    compare: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +142,10 @@ def make_graphs(model: UNet, request: GraphRequest) -> GraphSet:
     from unetx_exporters.onnx.verify import junction_parity, require_parity, unmarked_parity
 
     traced = trace_onnx(model, request.contract.height, request.contract.width)
-    inputs = parity_inputs(request)
-    require_parity(junction_parity(model, traced.model, inputs, traced.junctions), "the ONNX graph")
-    require_parity([unmarked_parity(traced.model, inputs, traced.junctions)], "the ONNX graph without marks")
+    if request.compare:
+        inputs = parity_inputs(request)
+        require_parity(junction_parity(model, traced.model, inputs, traced.junctions), "the ONNX graph")
+        require_parity([unmarked_parity(traced.model, inputs, traced.junctions)], "the ONNX graph without marks")
     typed = stored = traced.model
     kept: tuple[KeptLayer, ...] = ()
     if request.precision is Precision.FP16:
@@ -179,8 +183,9 @@ def _write_gated(model: UNet, request: GraphRequest, kept: Sequence[KeptLayer]) 
     # A layer inside a gate cannot be kept in float32 where the gate is one operator.
     if not has_gates(traced.model) or any(layer.name not in names for layer in kept):
         return None
-    parity = unmarked_parity(traced.model, parity_inputs(request), traced.junctions)
-    require_parity([parity], "the ONNX graph with gates as operators")
+    if request.compare:
+        parity = unmarked_parity(traced.model, parity_inputs(request), traced.junctions)
+        require_parity([parity], "the ONNX graph with gates as operators")
     half = request.precision is Precision.FP16
     typed = convert_fp16(traced.model, [layer.name for layer in kept]) if half else traced.model
     return _write(request.directory / "gated.onnx", typed)
@@ -209,9 +214,11 @@ def parity_inputs(request: GraphRequest) -> Sequence[NDArray[np.float32]]:
 
 
 def choose_kept(graph: onnx.ModelProto, request: GraphRequest) -> tuple[KeptLayer, ...]:
-    """Choose the layers that float16 cannot hold, on phantoms that no gate uses."""
-    from unetx_exporters.onnx.precision import HalfLimits, choose_fp32_nodes
+    """Choose the layers that float16 cannot hold, on phantoms that no gate uses; by their kind where none may run."""
+    from unetx_exporters.onnx.precision import HalfLimits, choose_fp32_nodes, unfit_for_fp16
 
+    if not request.compare:
+        return tuple(KeptLayer(name=name, reason=reason) for name, reason in unfit_for_fp16(graph).items())
     probes = phantom_gate_images(_PROBE_COUNT, request.contract.height, _PROBE_SEED)
     images = [prepare_image(probe.pixels, request.contract)[0][np.newaxis] for probe in probes]
     choice = choose_fp32_nodes(graph, images, HalfLimits(logit_error=request.logit_error))

@@ -66,6 +66,9 @@ class BuildOptions:
         For the int8 search.
     repeat_builds : int
         How often the engines are built from the same graphs; beyond 1 the evidence says how they differ.
+    compare : bool
+        Compare graphs and engines with PyTorch, and choose float16 layers by what they do to logits. False is for
+        measuring the time of random weights, and needs the gate "off": nothing then says what the engines compute.
     signer : Signer or None
         Signs the bundle.
     compress_weights : bool
@@ -93,6 +96,7 @@ class BuildOptions:
     budget_minutes: float = 6.0
     repeat_builds: int = 1
     compress_weights: bool = False
+    compare: bool = True
 
     def __post_init__(self) -> None:
         if not self.budget_minutes > 0.0:
@@ -103,6 +107,8 @@ class BuildOptions:
             raise SpecError(f"8-bit weights were asked for with {self.precision}, expected fp16")
         if self.size_px is not None:
             InputContract(height=self.size_px, width=self.size_px)
+        if not self.compare and self.gate_name != "off":
+            raise SpecError(f"the gate is {self.gate_name!r} without comparisons, expected 'off': keep them")
         foreign = [name for name in self.target_options if not name.startswith(OPTION_PREFIXES)]
         if foreign:
             raise SpecError(f"unknown option {foreign[0]}: expected a name that begins with {OPTION_PREFIXES[0]}")

@@ -125,6 +125,7 @@ class _Task:
             logit_error,
             gated,
             compress_weights,
+            compare=options.compare,
         )
 
 

@@ -190,3 +190,14 @@ def test_the_gpu_record_names_what_did_not_run_and_why(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "record" / "gpu-record.json").read_text(encoding="ascii")) == json.loads(
         json.dumps(record)
     )
+
+
+def test_the_gpu_record_builds_no_int8_for_a_target_without_8_bit_convolutions(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    request = gpu_record.RecordRequest(
+        variants=("unet",), precisions=("int8",), targets=("onnxruntime-cuda",), width=2, size_px=64
+    )
+    lines: list[str] = []
+    record = gpu_record.make_record(request, tmp_path / "record", lines.append)
+    assert record["did_not_run"]["unet-int8-onnxruntime-cuda"] == "onnxruntime-cuda has no 8-bit convolution"
+    assert lines == []  # nothing was built, or failed to be

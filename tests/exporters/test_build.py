@@ -384,3 +384,22 @@ def test_the_runtime_knows_every_target_that_can_be_built() -> None:
 def test_a_bare_machine_is_told_what_every_target_lacks() -> None:
     with pytest.raises(ExportError, match=r"tensorrt: .*onnxruntime-cpu: .*openvino-cpu: "):
         choose_targets((), Host(system="Linux", machine="x86_64"))
+
+
+def test_without_comparisons_the_engine_is_the_same_and_the_bundle_says_that_nothing_was_compared(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    for name, compare in (("with", True), ("without", False)):
+        options = options_for(tiny_checkpoint, tmp_path / name, targets=("onnxruntime-cpu",), gate="off")
+        build_bundle(dataclasses.replace(options, compare=compare))
+    engine = "engines/onnxruntime-cpu/model.onnx"
+    assert (tmp_path / "with" / engine).read_bytes() == (tmp_path / "without" / engine).read_bytes()
+    note = "Nothing was compared with PyTorch."
+    said = {name: note in (tmp_path / name / "manifest.json").read_text() for name in ("with", "without")}
+    assert said == {"with": False, "without": True}
+    assert not (tmp_path / "without" / "evidence" / "junctions.json").exists()
+
+
+def test_a_gate_without_comparisons_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="without comparisons, expected 'off'"):
+        dataclasses.replace(options_for(tiny_checkpoint, tmp_path / "x", gate="strict"), compare=False)

@@ -3,7 +3,7 @@
 #include "attention_gate.cu"
 
 #define UNETX_PLUGIN(NAME, T, K, ROWS)                                                                           \
-  extern "C" __global__ void __launch_bounds__(THREADS, UNETX_BLOCKS(T, K))                                          \
+  extern "C" __global__ void __launch_bounds__(THREADS, UNETX_BLOCKS(T, false, K))                                   \
       NAME(const T* __restrict__ theta,  /* (N, D, H, W) */                                                      \
            const T* __restrict__ phi,    /* (N, D, H, W) */                                                      \
            const T* __restrict__ values, /* (N, C, H, W) */                                                      \

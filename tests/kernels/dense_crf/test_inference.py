@@ -37,8 +37,12 @@ class RecordingDriver(ModuleType):
         self.full = False
         context = SimpleNamespace(push=lambda: self._move(1), detach=lambda: None)
         capability = SimpleNamespace(
-            compute_capability=lambda: (9, 0), name=lambda: "a GPU", retain_primary_context=lambda: context
+            compute_capability=lambda: (9, 0),
+            name=lambda: "a GPU",
+            retain_primary_context=lambda: context,
+            get_attribute=lambda attribute: 1,
         )
+        self.device_attribute = SimpleNamespace(MULTIPROCESSOR_COUNT=1, MAX_SHARED_MEMORY_PER_MULTIPROCESSOR=2)
         self.Device: Any = lambda index: capability
         self.Device.count = lambda: 1
         self.Context = SimpleNamespace(pop=lambda: self._move(-1))
