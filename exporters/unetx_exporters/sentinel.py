@@ -186,7 +186,9 @@ def _probe_onnxruntime(engine: BuiltEngine, inputs: SentinelInputs) -> Iterator[
     marked = mark_outputs(onnx.load(inputs.directory / engine.record.files[0]), inputs.junctions)
     yield _run_session(
         ort.InferenceSession(
-            marked.SerializeToString(), session_options(), providers=provider_list(engine.record.target)
+            marked.SerializeToString(),
+            session_options(),
+            providers=provider_list(engine.record.target, engine.record.compute_dtype),
         )
     )
 

@@ -138,7 +138,9 @@ def _executed_graph(record: EngineRecord, path: Path) -> ModelProto:
         options = session_options()
         options.optimized_model_filepath = str(optimized)
         try:
-            session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=provider_list(record.target))
+            session = onnxruntime.InferenceSession(
+                path.read_bytes(), options, providers=provider_list(record.target, record.compute_dtype)
+            )
         except Exception as error:  # ONNX Runtime raises RuntimeError, ValueError and types of its own
             reason = str(error).partition("\n")[0]
             raise ExportError(f"ONNX Runtime cannot load the graph for {record.target}: {reason}") from error

@@ -36,8 +36,12 @@ PROVIDERS: Final[Mapping[str, str]] = MappingProxyType(
     {"onnxruntime-cuda": "CUDAExecutionProvider", "onnxruntime-cpu": "CPUExecutionProvider"}
 )
 
-#: Float32 is float32: by itself the provider rounds the inputs of its convolutions to 10 bits (TF32).
-_PROVIDER_OPTIONS: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType({"onnxruntime-cuda": {"use_tf32": "0"}})
+#: By target and arithmetic. Float32 is float32: by itself the provider rounds the inputs of its convolutions to 10
+#: bits (TF32). A float16 engine keeps that default: without it `unet` took longer in float16 than in float32 on an H100
+#: (`benchmarks/results/gpu-record-h100-2026-11-27-second`).
+_PROVIDER_OPTIONS: Final[Mapping[tuple[str, str], Mapping[str, str]]] = MappingProxyType(
+    {("onnxruntime-cuda", "float32"): {"use_tf32": "0"}}
+)
 _ERRORS_ONLY: Final = 3
 
 
@@ -89,7 +93,7 @@ def open_onnxruntime(request: OpenRequest) -> OnnxRuntimeSession:
         session = onnxruntime.InferenceSession(
             request.read(record.files[0]),
             _session_options(record.target, request.threads),
-            providers=provider_list(record.target),
+            providers=provider_list(record.target, record.compute_dtype),
         )
     except Exception as error:  # ONNX Runtime raises RuntimeError, ValueError and types of its own
         raise EngineError(f"ONNX Runtime cannot load {record.files[0]}: {_first_line(error)}") from error
@@ -99,9 +103,9 @@ def open_onnxruntime(request: OpenRequest) -> OnnxRuntimeSession:
     return OnnxRuntimeSession(session, record.target, record.compute_dtype)
 
 
-def provider_list(target: str) -> list[tuple[str, dict[str, str]]]:
-    """Return what ONNX Runtime is given as providers for a target: the one that must run it, with its options."""
-    return [(PROVIDERS[target], dict(_PROVIDER_OPTIONS.get(target, {})))]
+def provider_list(target: str, compute_dtype: str) -> list[tuple[str, dict[str, str]]]:
+    """Return what ONNX Runtime is given as providers for an engine: the one that must run it, with its options."""
+    return [(PROVIDERS[target], dict(_PROVIDER_OPTIONS.get((target, compute_dtype), {})))]
 
 
 def preload_cuda(onnxruntime: Any) -> None:
