@@ -66,8 +66,8 @@ class Strip:
         return 2 * ((keys + group) * plane + 2 * keys * (_STEP * self.width + 8))
 
 
-#: By measurement on an H100 (`benchmarks/results/kernel-tiles-*-strips.json`): in windows 3 and 5 it takes 6 to 22 % less
-#: time than the best tile; narrower strips are slower in window 5, and in window 7 all are.
+#: By measurement on an H100 (`benchmarks/results/kernel-tiles-*-strips.json`): in windows 3 and 5 it takes 6 to
+#: 22 % less time than the best tile; narrower strips are slower in window 5, and in window 7 all are.
 STRIP: Final = Strip(128, 64, 1)
 
 

@@ -14,7 +14,7 @@ import pytest
 from unetx_opt.errors import EngineError
 from unetx_opt.runtime.sessions import onnxruntime as ort_session
 from unetx_opt.runtime.sessions.base import OpenRequest, OtherArithmeticError
-from unetx_opt.runtime.sessions.onnxruntime import check_provider, open_onnxruntime
+from unetx_opt.runtime.sessions.onnxruntime import check_provider, open_onnxruntime, provider_list
 from unetx_opt.runtime.sessions.openvino import ExecutedLayer, arithmetic_dtype, open_openvino
 from unetx_opt.runtime.sessions.table import SESSIONS, choose_engine, rank_engines
 from unetx_opt.specs import EngineRecord, Host
@@ -226,3 +226,9 @@ def test_the_arithmetic_is_that_of_most_convolutions() -> None:
 
 def test_listing_the_table_loads_no_engine() -> None:
     assert "openvino" not in vars(sys.modules["unetx_opt.runtime.sessions.table"])
+
+
+def test_tf32_is_off_for_float32_engines_alone() -> None:
+    assert provider_list("onnxruntime-cuda", "float32") == [("CUDAExecutionProvider", {"use_tf32": "0"})]
+    assert provider_list("onnxruntime-cuda", "float16") == [("CUDAExecutionProvider", {})]
+    assert provider_list("onnxruntime-cpu", "float32") == [("CPUExecutionProvider", {})]

@@ -37,8 +37,8 @@ PROVIDERS: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 #: By target and arithmetic. Float32 is float32: by itself the provider rounds the inputs of its convolutions to 10
-#: bits (TF32). A float16 engine keeps that default: without it `unet` took longer in float16 than in float32 on an H100
-#: (`benchmarks/results/gpu-record-h100-2026-11-27-second`).
+#: bits (TF32). A float16 engine keeps that default: without it `unet` took longer in float16 than in float32 on an
+#: H100 (`benchmarks/results/gpu-record-h100-2026-11-27-second`).
 _PROVIDER_OPTIONS: Final[Mapping[tuple[str, str], Mapping[str, str]]] = MappingProxyType(
     {("onnxruntime-cuda", "float32"): {"use_tf32": "0"}}
 )
