@@ -17,6 +17,9 @@ from hypothesis import HealthCheck, settings
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "2")
 
+#: Every run is watched: no log may name a patient.
+pytest_plugins = ["patients_in_logs"]
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # No deadline: the first example of a property often pays for an import. In CI the examples are the same in

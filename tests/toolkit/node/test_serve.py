@@ -71,6 +71,7 @@ def test_a_sent_image_appears_as_a_segmentation_with_the_right_references(make_s
     assert "Lovelace" not in node.log
 
 
+@pytest.mark.timeout(max(300, 2 * _SENDS))
 def test_nothing_that_was_acknowledged_is_lost_while_node_and_pacs_are_killed(
     make_served, make_orthanc, peers, tmp_path
 ):
