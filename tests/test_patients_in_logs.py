@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,15 +21,22 @@ LEAKS = {
 }
 
 
-def _run(tmp_path: Path, body: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def apart() -> Iterator[Path]:
+    """A folder that the watch over this run does not search."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def _run(folder: Path, body: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     imports = "import logging, subprocess, sys"
-    (tmp_path / "test_one.py").write_text(f"{imports}\n\ndef test_one(tmp_path):\n    {body}\n")
+    (folder / "test_one.py").write_text(f"{imports}\n\ndef test_one(tmp_path):\n    {body}\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "patients_in_logs", "-p", "no:cacheprovider", *arguments]
-    basetemp = f"--basetemp={tmp_path / 'temporary'}"
+    basetemp = f"--basetemp={folder / 'temporary'}"
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     return subprocess.run(
         [*command, basetemp, "test_one.py"],
-        cwd=tmp_path,
+        cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
@@ -37,20 +46,20 @@ def _run(tmp_path: Path, body: str, *arguments: str) -> subprocess.CompletedProc
 
 
 @pytest.mark.parametrize("body", LEAKS.values(), ids=list(LEAKS))
-def test_a_run_that_logs_a_patient_fails(tmp_path: Path, body: str) -> None:
-    done = _run(tmp_path, body)
+def test_a_run_that_logs_a_patient_fails(apart: Path, body: str) -> None:
+    done = _run(apart, body)
     assert done.returncode == 1, done.stdout
     assert "lines of logs name a patient" in done.stdout
 
 
-def test_a_run_of_several_processes_fails_too(tmp_path: Path) -> None:
-    done = _run(tmp_path, LEAKS["a log file"], "-n", "2")
+def test_a_run_of_several_processes_fails_too(apart: Path) -> None:
+    done = _run(apart, LEAKS["a log file"], "-n", "2")
     assert done.returncode == 1, done.stdout
     assert "lines of logs name a patient" in done.stdout
 
 
-def test_a_run_that_names_nobody_passes(tmp_path: Path) -> None:
+def test_a_run_that_names_nobody_passes(apart: Path) -> None:
     done = _run(
-        tmp_path, "logging.getLogger('node').warning('took an image'); (tmp_path / 'a.dcm').write_text('Lovelace')"
+        apart, "logging.getLogger('node').warning('took an image'); (tmp_path / 'a.dcm').write_text('Lovelace')"
     )
     assert done.returncode == 0, done.stdout
