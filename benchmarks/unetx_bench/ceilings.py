@@ -161,8 +161,10 @@ def _measure_cuda(seconds: float) -> Ceilings:
         return Ceilings("cuda", {}, 0.0, 0, {"all": "PyTorch sees no CUDA device"})
     rates: dict[str, float] = {}
     why_not: dict[str, str] = {}
+    # Numbers of the host's generator: the GPU's refuses after a CUDA graph that could not be recorded.
+    numbers = torch.randn(_GPU_GEMM, _GPU_GEMM)
     for dtype in ("float32", "float16", "bfloat16"):
-        left, right = (torch.randn(_GPU_GEMM, _GPU_GEMM, device="cuda").to(getattr(torch, dtype)) for _ in range(2))
+        left, right = (numbers.to("cuda", getattr(torch, dtype)) for _ in range(2))
         product = functools.partial(torch.matmul, left, right)
         try:
             rates[dtype] = 2 * _GPU_GEMM**3 / _best_s(_synchronous(torch, product), seconds)

@@ -77,6 +77,8 @@ def why_not(values: torch.Tensor) -> str | None:
         return f"the tensor is on {values.device}, not on an NVIDIA GPU"
     if values.dtype not in (pytorch.float32, pytorch.float16):
         return f"the tensor is {values.dtype}, the kernels take float32 and float16"
+    if pytorch.cuda.is_current_stream_capturing():
+        return "a CUDA graph is being recorded on a stream of PyTorch's, where pycuda's kernels cannot run"
     return _why_not_device(values.device.index)
 
 

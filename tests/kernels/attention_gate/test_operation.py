@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,14 @@ def test_the_operation_traces_under_torch_export() -> None:
 
 def test_the_fallback_says_why() -> None:
     assert operation.why_not(torch.zeros(1)) == "the tensor is on cpu, not on an NVIDIA GPU"
+
+
+def test_plain_operations_are_what_a_recorded_cuda_graph_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operation, "_why_not_device", lambda index: None)
+    values = SimpleNamespace(is_cuda=True, dtype=torch.float16, device=SimpleNamespace(index=0))
+    assert operation.why_not(values) is None
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert "CUDA graph is being recorded" in str(operation.why_not(values))
 
 
 @pytest.mark.parametrize(
