@@ -76,6 +76,7 @@ def test_the_fallback_says_why() -> None:
 def test_plain_operations_are_what_a_recorded_cuda_graph_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operation, "_why_not_device", lambda index: None)
     values = SimpleNamespace(is_cuda=True, dtype=torch.float16, device=SimpleNamespace(index=0))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     assert operation.why_not(values) is None
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert "CUDA graph is being recorded" in str(operation.why_not(values))
