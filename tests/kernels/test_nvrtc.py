@@ -8,6 +8,7 @@ import pytest
 
 from unetx_kernels import nvrtc
 from unetx_kernels.attention_gate.launch import BACKWARD_SOURCE, FORWARD_SOURCE
+from unetx_kernels.attention_gate.strips import SOURCE as STRIPS_SOURCE
 from unetx_kernels.errors import KernelError
 from unetx_kernels.nvcc import Compilation
 
@@ -20,17 +21,25 @@ def _compiler() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "window", "names"),
+    ("source", "architecture", "window", "names"),
     [
-        (FORWARD_SOURCE, 5, ["neighbourhood_gate_f16_nchw_k5"]),
-        (FORWARD_SOURCE, 0, ["additive_gate_f16_nchw"]),
-        (BACKWARD_SOURCE, 3, ["neighbourhood_query_gradient_f16_nchw_k3", "neighbourhood_key_gradient_f16_nchw_k3"]),
+        (FORWARD_SOURCE, "compute_75", 5, ["neighbourhood_gate_f16_nchw_k5"]),
+        (FORWARD_SOURCE, "compute_75", 0, ["additive_gate_f16_nchw"]),
+        (STRIPS_SOURCE, "compute_90", 5, ["neighbourhood_gate_strips_k5"]),
+        (
+            BACKWARD_SOURCE,
+            "compute_75",
+            3,
+            ["neighbourhood_query_gradient_f16_nchw_k3", "neighbourhood_key_gradient_f16_nchw_k3"],
+        ),
     ],
-    ids=["neighbourhood", "additive", "backward"],
+    ids=["neighbourhood", "additive", "strips", "backward"],
 )
-def test_only_the_kernels_that_are_wanted_are_compiled(source: Path, window: int, names: list[str]) -> None:
+def test_only_the_kernels_that_are_wanted_are_compiled(
+    source: Path, architecture: str, window: int, names: list[str]
+) -> None:
     macros = {"UNETX_FORMAT": 3, "UNETX_WINDOW": window}
-    ptx = nvrtc.compile_at_run_time(Compilation(source, "compute_75", macros)).decode()
+    ptx = nvrtc.compile_at_run_time(Compilation(source, architecture, macros)).decode()
     assert sorted(line.split()[2].rstrip("(") for line in ptx.splitlines() if ".entry" in line) == sorted(names)
 
 

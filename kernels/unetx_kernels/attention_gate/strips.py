@@ -67,7 +67,8 @@ class Strip:
 
 
 #: By measurement on an H100 (`benchmarks/results/kernel-tiles-*-strips.json`): in windows 3 and 5 it takes 6 to
-#: 22 % less time than the best tile; narrower strips are slower in window 5, and in window 7 all are.
+#: 22 % less time than the best tile; narrower strips are slower in window 5. Window 7 does not fit
+#: into 128 registers.
 STRIP: Final = Strip(128, 64, 1)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from unetx_kernels.attention_gate.launch import BACKWARD_SOURCE, FORWARD_SOURCE
+from unetx_kernels.attention_gate import strips
+from unetx_kernels.attention_gate.launch import BACKWARD_SOURCE, FORWARD_SOURCE, MATRIX_TILES, Tile, tile_macros
 from unetx_kernels.nvcc import (
     ARCHITECTURES,
     Compilation,
@@ -66,6 +67,33 @@ def test_the_widest_kernels_keep_their_bounds_on_every_architecture(source: Path
         for name, taken in resources.items():
             print(architecture, name, taken)  # shown by pytest -rP
             assert breach(name, taken) is None, architecture
+
+
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_90", "sm_100", "sm_120"])
+def test_strips_spill_nothing_and_let_their_threads_stay_together(architecture: str) -> None:
+    nvcc = packaged_nvcc()
+    if nvcc is None:
+        pytest.skip("needs the pinned compiler: pip install nvidia-cuda-nvcc nvidia-cuda-cccl")
+    _, report = compile_source(nvcc, Compilation(strips.SOURCE, architecture, strips.STRIP.macros))
+    resources = read_resources(report)
+    assert set(resources) == {f"neighbourhood_gate_strips_k{window}" for window in strips.STRIP.windows}
+    for name, taken in resources.items():
+        print(architecture, name, taken)  # shown by pytest -rP
+        assert breach(name, taken) is None
+        assert taken.registers * strips.STRIP.threads * strips.STRIP.blocks <= 65536
+
+
+@pytest.mark.parametrize("tile", MATRIX_TILES, ids=lambda tile: f"{tile.width}x{tile.height}")
+def test_the_tiles_of_the_fp16_gate_spill_nothing_in_nhwc(tile: Tile) -> None:
+    nvcc = packaged_nvcc()
+    if nvcc is None:
+        pytest.skip("needs the pinned compiler: pip install nvidia-cuda-nvcc nvidia-cuda-cccl")
+    macros = {**tile_macros(tile), "UNETX_FORMAT": 4, "UNETX_WINDOW": 5}
+    _, report = compile_source(nvcc, Compilation(FORWARD_SOURCE, "sm_90", macros))
+    resources = read_resources(report)
+    assert resources
+    for name, taken in resources.items():
+        assert breach(name, taken) is None
 
 
 def test_a_kernel_that_spills_or_grows_is_named() -> None:
