@@ -1,0 +1,54 @@
+"""The latency of a whole node: between a real node and a real Orthanc, with few images."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from unetx_bench import node_latency
+
+pytest.importorskip("pynetdicom", reason="pynetdicom is not installed: pip install 'unetx-opt[node]'")
+
+
+def _threshold_bundle(path: Path) -> Path:
+    source = Path(__file__).resolve().parent.parent / "toolkit" / "node" / "served_node.py"
+    spec = importlib.util.spec_from_file_location("tests_benchmarks_served_node", source)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    bundle: Path = module.write_threshold_bundle(path)
+    return bundle
+
+
+def test_every_send_is_timed_and_takes_longer_than_its_engine(tmp_path: Path) -> None:
+    if shutil.which("Orthanc", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin") is None:
+        pytest.skip("Orthanc is not installed: apt-get install orthanc")
+    bundle, output = _threshold_bundle(tmp_path / "bundle"), tmp_path / "latency.json"
+    done = CliRunner().invoke(node_latency.main, [str(bundle), "-o", str(output), "--sends", "2"])
+    assert done.exit_code == 0, done.output
+    samples = json.loads(output.read_text())["samples"]
+    assert [len(samples[name]) for name in ("received_to_stored_ms", "send_ms", "engine_ms")] == [2, 2, 2]
+    for stored, engine in zip(samples["received_to_stored_ms"], samples["engine_ms"], strict=True):
+        assert stored > engine > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "latency.json"]
+
+
+def test_without_a_pacs_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_latency.shutil, "which", lambda *given, **more: None)
+    bundle = _threshold_bundle(tmp_path / "bundle")
+    with pytest.raises(node_latency.MeasurementError, match="Orthanc is not installed"):
+        node_latency.measure(bundle, tmp_path, 1)
+
+
+def test_the_radiograph_has_the_size_and_bits_it_says() -> None:
+    dataset = node_latency.make_radiograph(3)
+    assert dataset.pixel_array.shape == node_latency.SHAPE
+    assert 0 <= int(dataset.pixel_array.min()) < int(dataset.pixel_array.max()) == 4095
