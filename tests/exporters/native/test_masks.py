@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from unetx_opt.imaging.phantom import chest_phantom
 from unetx_opt.runtime import open_bundle
@@ -55,6 +57,37 @@ def odd_jobs() -> list[Job]:
     sparse = flat.copy()
     sparse[3, 4] = 200
     return [*jobs, Job(flat), Job(flat, photometric=1), Job(sparse)]
+
+
+@st.composite
+def any_job(draw: st.DrawFn) -> Job:
+    """An image of any size, depth, sign, sense, stride and spacing."""
+    shape = (draw(st.integers(16, 150)), draw(st.integers(16, 150)))
+    dtype = np.dtype(draw(st.sampled_from(["u1", "i1", "u2", "i2"])))
+    bits = 8 * dtype.itemsize
+    stored_bits = draw(st.sampled_from([0, bits, bits - 1, bits - 4]))
+    limits = np.iinfo(dtype)
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    spread = 2.0 ** draw(st.integers(0, bits - 2))
+    grey = random.normal(draw(st.integers(int(limits.min), int(limits.max))), spread, shape)
+    column, aspect = draw(st.floats(0.05, 4.0)), draw(st.floats(0.25, 4.0))
+    spacing = draw(st.sampled_from([None, (column * aspect, column)]))
+    stored = np.clip(grey, limits.min, limits.max).astype(dtype)
+    return Job(stored, stored_bits, draw(st.sampled_from([1, 2])), draw(st.integers(0, 9)), spacing)
+
+
+# In one process each time: a list of images, so that what one leaves behind reaches the next.
+@settings(max_examples=5)
+@given(jobs=st.lists(any_job(), min_size=1, max_size=6))
+def test_masks_of_any_images_are_bit_equal(
+    driver: Path,
+    native_bundle: Path,
+    onnxruntime_library: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    jobs: list[Job],
+) -> None:
+    found = segment_jobs(driver, onnxruntime_library, tmp_path_factory.mktemp("any"), native_bundle, jobs)
+    assert_equal(found, python_masks(native_bundle, jobs))
 
 
 def test_masks_of_20_phantoms_are_bit_equal(
