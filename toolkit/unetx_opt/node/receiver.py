@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from unetx_opt.dicom.decode import TRANSFER_SYNTAXES
@@ -26,6 +26,7 @@ from unetx_opt.node.dicom_sender import quiet_dicom_logs
 from unetx_opt.node.door import Door, make_server_class
 from unetx_opt.node.measures import count
 from unetx_opt.node.receipts import ReceivedImage, count_waiting, record_receipt, spool_image
+from unetx_opt.node.refusals import Refusals
 from unetx_opt.optional import require
 
 __all__ = ["ReceiverPlan", "receiving"]
@@ -55,21 +56,44 @@ class ReceiverPlan:
         Where transfers and refusals are recorded.
     on_report : callable
         f(report) -> whether this node asked for it.
+    refusals : Refusals
+        Which of those who are not let in are recorded one by one.
     """
 
     config: NodeConfig
     connect: Callable[[], sqlite3.Connection]
     audit: AuditTrail
     on_report: Callable[[CommitmentReport], bool]
+    refusals: Refusals = field(default_factory=Refusals)
 
     def refuse(self, reason: str, address: str, calling_ae: str = "", detail: str = "") -> None:
-        """Log, count and record that somebody was not let in or an image not taken."""
-        kind = "refused" if reason in ("space", "queue", "object") else "association-refused"
-        _LOG.warning("refused: %s, %s from %r: %s", reason, address, calling_ae, detail)
+        """Log, count and record that somebody was not let in or an image not taken.
+
+        All are counted. Of those who are not let in, an address is recorded a few times in a minute, and then once
+        for all the others.
+        """
         with contextlib.suppress(sqlite3.Error), contextlib.closing(self.connect()) as journal:
             count(journal, "unetx_refusals", reason)
+        kind = "refused" if reason in ("space", "queue", "object") else "association-refused"
+        if kind == "association-refused":
+            is_recorded, left_out = self.refusals.take(address)
+            if left_out:
+                self.tell_left_out(address, left_out)
+            if not is_recorded:
+                return
+        _LOG.warning("refused: %s, %s from %r: %s", reason, address, calling_ae, detail)
+        self._record(
+            AuditEvent(kind, 8, peer_ae_title=calling_ae, peer_address=address, detail=f"{reason}: {detail}")
+        )
+
+    def tell_left_out(self, address: str, number: int) -> None:
+        """Log and record how many refusals of an address were not recorded one by one."""
+        _LOG.warning("refused: %d more from %s, not recorded one by one", number, address)
+        detail = f"{number} more, not recorded one by one"
+        self._record(AuditEvent("association-refused", 8, peer_address=address, detail=detail))
+
+    def _record(self, event: AuditEvent) -> None:
         with contextlib.suppress(UnetxError):  # a full disk is why, now and then
-            event = AuditEvent(kind, 8, peer_ae_title=calling_ae, peer_address=address, detail=f"{reason}: {detail}")
             self.audit.append(event)
 
 
@@ -110,6 +134,8 @@ def receiving(plan: ReceiverPlan) -> Iterator[Any]:
         for association in server.active_associations:
             association.abort()
         server.server_close()
+        for address, number in plan.refusals.left_out().items():
+            plan.tell_left_out(address, number)
 
 
 def _make_entity(pynetdicom: Any, config: NodeConfig) -> Any:
