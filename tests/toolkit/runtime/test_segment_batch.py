@@ -254,7 +254,7 @@ def test_an_interrupted_run_ends_at_once_without_its_processes_and_goes_on_later
     bundle: Path, films: Path, tmp_path: Path
 ) -> None:
     # So many that a signal which comes late, on a busy machine, still finds the run at work.
-    for number in range(270):
+    for number in range(970):
         shutil.copy(films / "01.png", films / f"copy-{number:03}.png")
     out = tmp_path / "out"
     arguments = [str(bundle), str(films), "-o", str(out), "--workers", "2", "--resume"]
@@ -269,4 +269,4 @@ def test_an_interrupted_run_ends_at_once_without_its_processes_and_goes_on_later
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
     assert main(["segment", *arguments]) == 1
-    assert len(table(out)) == 301
+    assert len(table(out)) == 1001
