@@ -77,8 +77,8 @@ class ReceiverPlan:
         kind = "refused" if reason in ("space", "queue", "object") else "association-refused"
         if kind == "association-refused":
             is_recorded, left_out = self.refusals.take(address)
-            if left_out:
-                self.tell_left_out(address, left_out)
+            for other, number in left_out.items():
+                self.tell_left_out(other, number)
             if not is_recorded:
                 return
         _LOG.warning("refused: %s, %s from %r: %s", reason, address, calling_ae, detail)

@@ -39,26 +39,23 @@ class Refusals:
     _periods: dict[str, _Period] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def take(self, address: str) -> tuple[bool, int]:
+    def take(self, address: str) -> tuple[bool, dict[str, int]]:
         """Count one refusal.
 
         Returns
         -------
-        tuple of bool and int
-            Whether it is to be recorded, and how many of the address's period before were not.
+        tuple of bool and dict
+            Whether it is to be recorded; and of every address whose period has ended, how many were not ("" is all
+            others).
         """
         now_s = self.clock()
         with self._lock:
-            if address not in self._periods and len(self._periods) >= _MOST_ADDRESSES:
-                self._forget_quiet(now_s)
-            key = address if address in self._periods or len(self._periods) < _MOST_ADDRESSES else _OTHERS
-            period = self._periods.setdefault(key, _Period(now_s))
-            left_out = 0
-            if now_s - period.begun_s >= PERIOD_S:
-                left_out = _beyond(period)
-                period.begun_s, period.count = now_s, 0
+            ended = [key for key, period in self._periods.items() if now_s - period.begun_s >= PERIOD_S]
+            beyond = {key: _beyond(self._periods.pop(key)) for key in ended}
+            is_known = address in self._periods or len(self._periods) < _MOST_ADDRESSES
+            period = self._periods.setdefault(address if is_known else _OTHERS, _Period(now_s))
             period.count += 1
-            return period.count <= MOST_RECORDED, left_out
+            return period.count <= MOST_RECORDED, {key: number for key, number in beyond.items() if number}
 
     def left_out(self) -> dict[str, int]:
         """Return how many refusals of each address have not been recorded, and forget them; "" is all others."""
@@ -66,12 +63,6 @@ class Refusals:
             found = {address: _beyond(period) for address, period in self._periods.items() if _beyond(period)}
             self._periods.clear()
         return found
-
-    def _forget_quiet(self, now_s: float) -> None:
-        """Make room: an address whose period is over with nothing left out has nothing to be told."""
-        for address, period in list(self._periods.items()):
-            if now_s - period.begun_s >= PERIOD_S and not _beyond(period):
-                del self._periods[address]
 
 
 def _beyond(period: _Period) -> int:
