@@ -30,7 +30,8 @@ from typing import Any, Final
 import click
 import numpy as np
 
-from unetx_bench.environment import capture_environment
+import unetx_opt
+from unetx_bench.environment import capture_environment, capture_state, state_changes
 from unetx_bench.errors import MeasurementError
 from unetx_bench.quantiles import quantile_interval
 from unetx_opt.files import scratch_directory, write_file
@@ -45,6 +46,7 @@ SHAPE: Final = (1955, 1841)
 WARM_UPS: Final = 3
 _PATIENCE_S: Final = 60.0
 _POLL_S: Final = 0.02
+_TIMES: Final = ("received_to_stored_ms", "send_ms", "engine_ms")
 _CR: Final = "1.2.840.10008.5.1.4.1.1.1"
 
 
@@ -104,7 +106,7 @@ def measure(bundle: Path, folder: Path, sends: int) -> dict[str, Any]:
     -------
     dict
         Milliseconds of every send: from received to stored, from the begin of the send to its acknowledgement, and of
-        the engine alone.
+        the engine alone; the engine's target and arithmetic, and versions.
 
     Raises
     ------
@@ -119,6 +121,7 @@ def measure(bundle: Path, folder: Path, sends: int) -> dict[str, Any]:
         _node(bundle, folder, port, pacs_port),
     ):
         found |= {"target": segmenter.target, "arithmetic": segmenter.compute_dtype}
+        found["versions"] = {"unetx-opt": unetx_opt.__version__, "orthanc": _pacs_version(pacs_http)}
         segmenter.warm_up()
         for index in range(-WARM_UPS, sends):
             dataset = make_radiograph(index + WARM_UPS)
@@ -151,7 +154,7 @@ def _orthanc(folder: Path, port: int, http_port: int, node_port: int) -> Iterato
     path = folder / "orthanc.json"
     path.write_text(json.dumps(settings), encoding="ascii")
     with _program([program, str(path)], folder / "orthanc.log"):
-        _wait_for(lambda: _answers(f"http://127.0.0.1:{http_port}/system"), "Orthanc answers")
+        _wait_for(lambda: _pacs_version(http_port), "Orthanc answers")
         yield
 
 
@@ -221,12 +224,12 @@ def _engine_ms(segmenter: Segmenter, dataset: Any) -> float:
     return float(segmenter.segment(image.pixels, image.spacing_mm).timings_ms["infer"])
 
 
-def _answers(address: str) -> bool:
+def _pacs_version(http_port: int) -> str | None:
     try:
-        with urllib.request.urlopen(address, timeout=5) as answer:  # noqa: S310  # of loopback
-            return bool(answer.read())
+        with urllib.request.urlopen(f"http://127.0.0.1:{http_port}/system", timeout=5) as answer:
+            return str(json.load(answer)["Version"])
     except (urllib.error.URLError, OSError):
-        return False
+        return None
 
 
 def _wait_for(condition: Callable[[], Any], what: str) -> Any:
@@ -250,20 +253,38 @@ def _free_port() -> int:
 @click.option("--sends", default=20, show_default=True, type=click.IntRange(1), help="Radiographs that count.")
 def main(bundle: Path, output: Path, sends: int) -> None:
     """Time a node with BUNDLE from a received radiograph to its stored result."""
+    before = capture_state()
     with scratch_directory(output.parent / f"{output.name}.work") as folder:
         found = measure(bundle.resolve(), folder, sends)
     over = [all_ - own for all_, own in zip(found["received_to_stored_ms"], found["engine_ms"], strict=True)]
+    environment = capture_environment()
+    rows = {name: found[name] for name in _TIMES} | {"over_engine_ms": over}
+    summary = {name: _summarize(samples) for name, samples in rows.items()}
     record = {
         "what": f"a CR of {SHAPE[0]} x {SHAPE[1]} pixels, from received to stored in Orthanc, and the engine alone",
-        "environment": asdict(capture_environment()),
+        "environment": asdict(environment),
+        "state_before": asdict(before),
+        "disturbances": state_changes(before, environment.state),
         "samples": found,
-        "median_over_engine_ms": statistics.median(over),
+        "summary": summary,
     }
     write_file(output, json.dumps(record, indent=1).encode())
-    for name in ("received_to_stored_ms", "send_ms", "engine_ms"):
-        interval = quantile_interval(found[name], 0.5)
-        click.echo(f"{name}: {interval}")
-    click.echo(f"over the engine, median: {record['median_over_engine_ms']:.0f} ms; most {max(over):.0f} ms")
+    for name, row in summary.items():
+        click.echo(f"{name}: median {row['median']:.0f}, most {row['most']:.0f}, 95 % interval {row['median_ci95']}")
+    for disturbance in record["disturbances"]:
+        click.echo(f"disturbed: {disturbance}")
+
+
+def _summarize(samples: list[float]) -> dict[str, Any]:
+    """Median, its interval (None where there are too few samples for one), least and most."""
+    interval = quantile_interval(samples)
+    return {
+        "n": len(samples),
+        "median": statistics.median(samples),
+        "median_ci95": None if interval is None else [interval.low, interval.high],
+        "least": min(samples),
+        "most": max(samples),
+    }
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -34,10 +35,16 @@ def test_every_send_is_timed_and_takes_longer_than_its_engine(tmp_path: Path) ->
     bundle, output = _threshold_bundle(tmp_path / "bundle"), tmp_path / "latency.json"
     done = CliRunner().invoke(node_latency.main, [str(bundle), "-o", str(output), "--sends", "2"])
     assert done.exit_code == 0, done.output
-    samples = json.loads(output.read_text())["samples"]
+    record = json.loads(output.read_text())
+    samples, summary = record["samples"], record["summary"]
     assert [len(samples[name]) for name in ("received_to_stored_ms", "send_ms", "engine_ms")] == [2, 2, 2]
     for stored, engine in zip(samples["received_to_stored_ms"], samples["engine_ms"], strict=True):
         assert stored > engine > 0
+    over = [all_ - own for all_, own in zip(samples["received_to_stored_ms"], samples["engine_ms"], strict=True)]
+    assert summary["over_engine_ms"]["median"] == pytest.approx(sum(over) / 2)
+    assert summary["over_engine_ms"]["median_ci95"] is None, "two samples enclose no median with 95 %"
+    assert record["state_before"]["load_average"]
+    assert all(samples["versions"][name] for name in ("unetx-opt", "orthanc"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "latency.json"]
 
 
@@ -52,3 +59,11 @@ def test_the_radiograph_has_the_size_and_bits_it_says() -> None:
     dataset = node_latency.make_radiograph(3)
     assert dataset.pixel_array.shape == node_latency.SHAPE
     assert 0 <= int(dataset.pixel_array.min()) < int(dataset.pixel_array.max()) == 4095
+
+
+def test_the_interval_of_twenty_sends_encloses_their_median() -> None:
+    samples = [float(value) for value in np.random.default_rng(0).permutation(20)]
+    row = node_latency._summarize(samples)
+    low, high = row["median_ci95"]
+    assert (row["n"], row["median"], row["least"], row["most"]) == (20, 9.5, 0.0, 19.0)
+    assert 0 < low < 9.5 < high < 19
