@@ -18,8 +18,9 @@ import click
 from unetx_bench.device_time import CACHES, samples_ms
 from unetx_bench.errors import MeasurementError
 from unetx_bench.kernel_peers import GateInputs, make_inputs
-from unetx_kernels.attention_gate.launch import GateKernels, Tile
+from unetx_kernels.attention_gate.launch import GateKernels
 from unetx_kernels.attention_gate.strips import Strip
+from unetx_kernels.attention_gate.tiles import Tile
 from unetx_kernels.binaries import default_cache
 from unetx_kernels.driver import device_array, primary_context, why_not
 from unetx_kernels.errors import KernelError

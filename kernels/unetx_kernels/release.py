@@ -20,13 +20,8 @@ from pathlib import Path
 from typing import Final
 
 from unetx_kernels.attention_gate import strips
-from unetx_kernels.attention_gate.launch import (
-    BACKWARD_SOURCE,
-    FORWARD_SOURCE,
-    MATRIX_TILES,
-    TILES,
-    tile_macros,
-)
+from unetx_kernels.attention_gate.launch import BACKWARD_SOURCE, FORWARD_SOURCE
+from unetx_kernels.attention_gate.tiles import MATRIX_TILES, TILES, tile_macros
 from unetx_kernels.binaries import released_name
 from unetx_kernels.dense_crf.launch import SOURCE as CRF_SOURCE
 from unetx_kernels.errors import KernelError

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from unetx_kernels.attention_gate import launch
+from unetx_kernels.attention_gate import launch, tiles
 from unetx_kernels.dense_crf import launch as crf_launch
 from unetx_kernels.dense_crf.plan import CrfPlan
 
@@ -72,7 +72,7 @@ class HostGates:
     def forward(
         self, case: GateCase, defect: int = 0
     ) -> tuple[subprocess.CompletedProcess[bytes], NDArray[Any] | None]:
-        rows = 1 if case.window == 0 else launch.pixels_per_thread(case.window, half=case.half)
+        rows = 1 if case.window == 0 else tiles.pixels_per_thread(case.window, half=case.half)
         done = self._run(case, int(case.window == 0), rows, case.tensors(), defect)
         return done, self._outputs(case, done, (case.channels,))[0] if done.returncode == 0 else None
 

@@ -16,7 +16,8 @@ import pytest
 
 from unetx_kernels import binaries, driver, nvcc
 from unetx_kernels.attention_gate import launch
-from unetx_kernels.attention_gate.launch import TILES, GateKernels, block_count, choose_tile
+from unetx_kernels.attention_gate.launch import GateKernels
+from unetx_kernels.attention_gate.tiles import TILES, block_count, choose_tile
 from unetx_kernels.driver import DeviceArray, Gpu, device_array
 from unetx_kernels.errors import KernelError
 

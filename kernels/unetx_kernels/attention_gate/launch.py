@@ -1,4 +1,4 @@
-"""The attention gates on a GPU: which entry point, which tile, which grid."""
+"""The attention gates on a GPU: which entry point, in tiles or in strips, on which grid."""
 
 from __future__ import annotations
 
@@ -9,78 +9,31 @@ from pathlib import Path
 from typing import Any, Final
 
 from unetx_kernels.attention_gate import strips
+from unetx_kernels.attention_gate.tiles import (
+    MATRIX_TILES,
+    ROWS_PER_THREAD,
+    TILES,
+    Tile,
+    block_count,
+    choose_tile,
+    pixels_per_thread,
+    tile_macros,
+)
 from unetx_kernels.binaries import module_binary
 from unetx_kernels.driver import DeviceArray, Gpu
 from unetx_kernels.errors import KernelError
 from unetx_kernels.nvcc import Compilation
 
-__all__ = [
-    "BACKWARD_SOURCE",
-    "FORMATS",
-    "FORWARD_SOURCE",
-    "MATRIX_TILES",
-    "ROWS_PER_THREAD",
-    "TILES",
-    "GateKernels",
-    "Tile",
-    "block_count",
-    "choose_tile",
-    "pixels_per_thread",
-    "tile_macros",
-]
+__all__ = ["BACKWARD_SOURCE", "FORMATS", "FORWARD_SOURCE", "GateKernels"]
 
 FORWARD_SOURCE: Final = Path(__file__).with_name("attention_gate.cu")
 BACKWARD_SOURCE: Final = Path(__file__).with_name("backward.cu")
-#: Window -> pixels below one another that a thread of the fp32 forward pass owns; as in the source's entry points.
-ROWS_PER_THREAD: Final = {3: 2, 5: 1, 7: 1}
 #: Type and layout -> UNETX_FORMAT of the sources.
 FORMATS: Final = {"f32_nchw": 1, "f32_nhwc": 2, "f16_nchw": 3, "f16_nhwc": 4}
 _ADDITIVE: Final = 0
 _MOST_BLOCKS: Final = 2**31 - 1
 #: The fp16 kernels find elements within an image by 32 bits.
 _MOST_ELEMENTS: Final = 2**31 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """Threads of a block along both axes, the narrowest image that it is for, and buffers of the fp16 kernels."""
-
-    width: int
-    height: int
-    from_width_px: int
-    stages: int = 2
-
-
-#: By reasoning, not by measurement: rows of 32 threads read whole cache lines; an image that is narrower would leave
-#: half of them idle.
-TILES: Final = (Tile(32, 8, 24), Tile(16, 8, 0))
-#: Of the neighbourhood gate in fp16. The first by measurement on an H100 (`benchmarks/results/kernel-tiles-*`): of
-#: five tiles the fastest or within 6 % of it for every window and size; a third buffer gained nothing.
-MATRIX_TILES: Final = (Tile(32, 4, 24), Tile(16, 8, 0))
-
-
-def choose_tile(width_px: int, dilation: int = 1, tiles: tuple[Tile, ...] = TILES) -> Tile:
-    """Return the first tile whose width suits an image; dilation splits it into narrower lattices."""
-    across = math.ceil(width_px / dilation)
-    return next(tile for tile in tiles if across >= tile.from_width_px)
-
-
-def tile_macros(tile: Tile) -> Mapping[str, int]:
-    """Return the macros of the sources that make a tile's module."""
-    return {"UNETX_TILE_WIDTH": tile.width, "UNETX_TILE_HEIGHT": tile.height, "UNETX_STAGES": tile.stages}
-
-
-def pixels_per_thread(window: int, *, half: bool) -> int:
-    """Return the pixels below one another that a thread of the forward pass owns; a warp of fp16 owns 2 x 16."""
-    return 1 if half else ROWS_PER_THREAD[window]
-
-
-def block_count(shape: tuple[int, ...], rows: int, dilation: int, tile: Tile) -> int:
-    """Count the blocks that cover (N, C, H, W) with `rows` pixels below one another for each thread."""
-    images, _, height, width = shape
-    down = math.ceil(math.ceil(height / dilation) / (tile.height * rows))
-    across = math.ceil(math.ceil(width / dilation) / tile.width)
-    return int(down * across * dilation**2 * images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +117,8 @@ class GateKernels:
     def _launch_strips(
         self, plan: strips.StripCall, call: _Call, tensors: tuple[DeviceArray | None, ...], stream: Any
     ) -> None:
-        key = (strips.SOURCE, call.window, plan.strip)
-        if key not in self._modules:
-            whole = Compilation(strips.SOURCE, self.gpu.architecture, plan.strip.macros)
-            binary, _ = module_binary(whole, {"UNETX_WINDOW": call.window}, self.cache)
-            self._modules[key] = self.gpu.load(binary)
-        function = self._modules[key].get_function(f"neighbourhood_gate_strips_k{call.window}")
+        module = self._module(strips.SOURCE, plan.strip.macros, {"UNETX_WINDOW": call.window})
+        function = module.get_function(f"neighbourhood_gate_strips_k{call.window}")
         self.gpu.allow_shared(function, plan.shared_bytes)
         _, hidden, channels, height, width, _, scale = call.numbers
         arguments = (*tensors, hidden, channels, height, width, plan.rows, plan.group, scale)
@@ -270,13 +219,16 @@ class GateKernels:
         self.gpu.launch(function, blocks, call.block, (values, *projections, residual, out, *numbers), stream)
 
     def _function(self, source: Path, name: str, call: _Call) -> Any:
-        key = (source, call.form, call.window, call.tile)
+        narrow = {"UNETX_FORMAT": FORMATS[call.form], "UNETX_WINDOW": call.window}
+        return self._module(source, tile_macros(call.tile), narrow).get_function(name)
+
+    def _module(self, source: Path, macros: Mapping[str, int], narrow: Mapping[str, int]) -> Any:
+        """Return the module of a source and its macros, loaded once; see `module_binary` for what is narrow."""
+        key = (source, *sorted({**macros, **narrow}.items()))
         if key not in self._modules:
-            whole = Compilation(source, self.gpu.architecture, tile_macros(call.tile))
-            narrow = {"UNETX_FORMAT": FORMATS[call.form], "UNETX_WINDOW": call.window}
-            binary, _ = module_binary(whole, narrow, self.cache)
+            binary, _ = module_binary(Compilation(source, self.gpu.architecture, macros), narrow, self.cache)
             self._modules[key] = self.gpu.load(binary)
-        return self._modules[key].get_function(name)
+        return self._modules[key]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from unetx_kernels.attention_gate.launch import (
+from unetx_kernels.attention_gate.tiles import (
     MATRIX_TILES,
     ROWS_PER_THREAD,
     TILES,

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from unetx_kernels.attention_gate import strips
-from unetx_kernels.attention_gate.launch import BACKWARD_SOURCE, FORWARD_SOURCE, MATRIX_TILES, Tile, tile_macros
+from unetx_kernels.attention_gate.launch import BACKWARD_SOURCE, FORWARD_SOURCE
+from unetx_kernels.attention_gate.tiles import MATRIX_TILES, Tile, tile_macros
 from unetx_kernels.nvcc import (
     ARCHITECTURES,
     Compilation,
