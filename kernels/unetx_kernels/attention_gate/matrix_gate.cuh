@@ -226,8 +226,7 @@ template <bool CHANNELS_LAST, int K> struct MatrixGate {
             largest = fmaxf(largest, score);
           }
       }
-      largest = fmaxf(largest, from_lane_across(largest, 1));
-      largest = fmaxf(largest, from_lane_across(largest, 2));
+      largest = most_of_row(largest);
       // A pixel beside the image has no neighbour at all: its weights are finite and not stored.
       const float offset = largest * (scale * LOG2_E);
 #pragma unroll
@@ -240,8 +239,7 @@ template <bool CHANNELS_LAST, int K> struct MatrixGate {
             score = exp2_approximately(score * (scale * LOG2_E) - offset);
             sum += score;
           }
-      sum += from_lane_across(sum, 1);
-      sum += from_lane_across(sum, 2);
+      sum = sum_of_row(sum);
       const float share = 1.0f / sum;
 #pragma unroll
       for (int key = 0; key < K; ++key)

@@ -179,9 +179,7 @@ template <int K> struct StripGate {
           score = fminf(score, limits[part][octet][one]);
           most[octet][one] = fmaxf(most[octet][one], score);
         }
-    float largest = fmaxf(fmaxf(most[0][0], most[0][1]), fmaxf(most[1][0], most[1][1]));
-    largest = fmaxf(largest, from_lane_across(largest, 1));
-    largest = fmaxf(largest, from_lane_across(largest, 2));
+    const float largest = most_of_row(fmaxf(fmaxf(most[0][0], most[0][1]), fmaxf(most[1][0], most[1][1])));
     // A pixel beside the image has no neighbour at all: its weights are finite and not stored.
     const float offset = largest * (scale * LOG2_E);
 #pragma unroll
@@ -194,9 +192,7 @@ template <int K> struct StripGate {
           score = exp2_approximately(score * (scale * LOG2_E) - offset);
           sums[octet][one] += score;
         }
-    float sum = (sums[0][0] + sums[0][1]) + (sums[1][0] + sums[1][1]);
-    sum += from_lane_across(sum, 1);
-    sum += from_lane_across(sum, 2);
+    const float sum = sum_of_row((sums[0][0] + sums[0][1]) + (sums[1][0] + sums[1][1]));
     const float share = reciprocal_approximately(sum);
 #pragma unroll
     for (int key = 0; key < K; ++key)

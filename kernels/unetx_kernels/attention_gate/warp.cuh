@@ -154,3 +154,13 @@ __device__ inline half* dynamic_shared_memory() {
 }
 
 #endif  // UNETX_HOST_SHIM
+
+// The largest of a row of a product, and its sum: over the four lanes that hold it.
+__device__ inline float most_of_row(float value) {
+  value = fmaxf(value, from_lane_across(value, 1));
+  return fmaxf(value, from_lane_across(value, 2));
+}
+__device__ inline float sum_of_row(float value) {
+  value += from_lane_across(value, 1);
+  return value + from_lane_across(value, 2);
+}
