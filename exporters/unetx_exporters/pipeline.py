@@ -123,8 +123,8 @@ class _Task:
             self.images,
             options.seed,
             logit_error,
-            gated,
-            compress_weights,
+            gate_operator=gated,
+            compress_weights=compress_weights,
             compare=options.compare,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from unetx_opt.errors import ExportError
@@ -23,6 +23,7 @@ __all__ = [
     "infer_types",
     "mark_outputs",
     "opset_of",
+    "prepend",
     "producers",
     "prune",
     "tensor_types",
@@ -98,6 +99,13 @@ def opset_of(model: onnx.ModelProto) -> int:
 def producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
     """Tensor name to the node that makes it."""
     return {name: node for node in graph.node for name in node.output if name}
+
+
+def prepend(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Put nodes in front of all others of a graph, in place."""
+    whole = onnx.GraphProto(node=[*nodes, *graph.node])
+    del graph.node[:]
+    graph.node.extend(whole.node)
 
 
 def prune(model: onnx.ModelProto) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from unetx_exporters.onnx.graph import prepend
 from unetx_exporters.onnx.operators import WEIGHTED
 from unetx_exporters.onnx.precision.store import store_fp16
 from unetx_exporters.quantize.weights import quantize_weights
@@ -18,8 +19,6 @@ else:
     onnx = require("onnx", purpose="storing weights in 8 bits")
 
 __all__ = ["store_int8"]
-
-_FLOAT: Final = 1  # TensorProto.FLOAT
 
 
 def store_int8(model: onnx.ModelProto, keep_fp32: Collection[str] = ()) -> onnx.ModelProto:
@@ -46,9 +45,9 @@ def store_int8(model: onnx.ModelProto, keep_fp32: Collection[str] = ()) -> onnx.
     ExportError
         A weight is not finite.
     """
-    graph = onnx.ModelProto()
-    graph.CopyFrom(model)
-    stored = {tensor.name: tensor for tensor in graph.graph.initializer}
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    stored = {tensor.name: tensor for tensor in changed.graph.initializer}
     readers = [name for node in model.graph.node for name in node.input]
     products: list[onnx.NodeProto] = []
     scales: list[onnx.TensorProto] = []
@@ -63,14 +62,12 @@ def store_int8(model: onnx.ModelProto, keep_fp32: Collection[str] = ()) -> onnx.
         stored[name].CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(weights.codes), f"{name}.int8"))
         make = onnx.helper.make_node
         products += [
-            make("Cast", [f"{name}.int8"], [f"{name}.codes"], name=f"{name}.to_float32", to=_FLOAT),
+            make("Cast", [f"{name}.int8"], [f"{name}.codes"], name=f"{name}.to_float32", to=onnx.TensorProto.FLOAT),
             make("Mul", [f"{name}.codes", f"{name}.scale"], [name], name=f"{name}.scaled"),
         ]
-    graph.graph.initializer.extend(scales)
-    nodes = [*products, *(onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.graph.node)]
-    del graph.graph.node[:]
-    graph.graph.node.extend(nodes)
-    return store_fp16(graph, {*keep_fp32, *(node.name for node in products)})
+    changed.graph.initializer.extend(scales)
+    prepend(changed.graph, products)
+    return store_fp16(changed, {*keep_fp32, *(node.name for node in products)})
 
 
 def _is_grouped(node: onnx.NodeProto) -> bool:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Final
 
-from unetx_exporters.onnx.graph import check, infer_types, opset_of
+from unetx_exporters.onnx.graph import check, infer_types, opset_of, prepend
 from unetx_exporters.onnx.operators import takes_half
 from unetx_exporters.onnx.precision.convert import half_copy, half_problem
 from unetx_opt.optional import require
@@ -59,9 +59,7 @@ def store_fp16(model: onnx.ModelProto, keep_fp32: Collection[str] = ()) -> onnx.
         name = tensor.name
         tensor.CopyFrom(half_copy(tensor, f"{name}.float16"))
         casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], name=f"{name}.to_float32", to=_FLOAT))
-    nodes = onnx.GraphProto(node=[*casts, *graph.node])
-    del graph.node[:]
-    graph.node.extend(nodes.node)
+    prepend(graph, casts)
     typed = infer_types(stored)
     check(typed)
     return typed
