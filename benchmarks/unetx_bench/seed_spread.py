@@ -23,7 +23,7 @@ from typing import Any, Final
 import click
 
 from unetx_bench.reproduce.article import BASELINE
-from unetx_bench.reproduce.wording import ABSENT, FIGURE_TITLES
+from unetx_bench.reproduce.wording import ABSENT, FIGURE_TITLES, format_spread
 from unetx_opt.errors import DataError, UnetxError
 from unetx_opt.files import write_file
 from unetx_opt.metrics.comparison import Evaluation, check_comparable, read_evaluation
@@ -180,9 +180,10 @@ def render_spread(document: Mapping[str, Any]) -> str:
     """Render the document's two tables as Markdown."""
     titles = list(FIGURE_TITLES.values())
     lines = [_line(["variant", "seeds", *titles]), _line(["---"] * (2 + len(titles)))]
-    for variant, table in document["spread"].items():
-        cells = [_plus_minus(table[figure]) for figure in FIGURE_TITLES]
-        lines.append(_line([f"`{variant}`", ", ".join(document[variant]), *cells]))
+    for variant in document["spread"]:
+        seeds = document[variant]
+        cells = [format_spread([means[figure] for means in seeds.values()]) for figure in FIGURE_TITLES]
+        lines.append(_line([f"`{variant}`", ", ".join(seeds), *cells]))
     if document["differences"]:
         lines += ["", _line([f"minus `{BASELINE}`", "seeds", *titles]), _line(["---"] * (2 + len(titles)))]
     for variant, table in document["differences"].items():
@@ -209,10 +210,6 @@ def _difference(values: Mapping[str, float], baseline: Mapping[str, float]) -> d
     mean = statistics.fmean(both)
     arm = float(t.ppf((1 + _CONFIDENCE) / 2, len(both) - 1)) * statistics.stdev(both) / math.sqrt(len(both))
     return {"mean": mean, "low": mean - arm, "high": mean + arm, "n": len(both)}
-
-
-def _plus_minus(row: Mapping[str, Any]) -> str:
-    return f"{row['mean']:.4f}" + ("" if row["std"] is None else f" +/- {row['std']:.4f}")
 
 
 def _signed(row: Mapping[str, Any]) -> str:
