@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,22 +15,10 @@ from unetx_bench import node_latency
 pytest.importorskip("pynetdicom", reason="pynetdicom is not installed: pip install 'unetx-opt[node]'")
 
 
-def _threshold_bundle(path: Path) -> Path:
-    source = Path(__file__).resolve().parent.parent / "toolkit" / "node" / "served_node.py"
-    spec = importlib.util.spec_from_file_location("tests_benchmarks_served_node", source)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    bundle: Path = module.write_threshold_bundle(path)
-    return bundle
-
-
-def test_every_send_is_timed_and_takes_longer_than_its_engine(tmp_path: Path) -> None:
+def test_every_send_is_timed_and_takes_longer_than_its_engine(tmp_path: Path, small_bundle: Path) -> None:
     if shutil.which("Orthanc", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin") is None:
         pytest.skip("Orthanc is not installed: apt-get install orthanc")
-    bundle, output = _threshold_bundle(tmp_path / "bundle"), tmp_path / "latency.json"
+    bundle, output = shutil.copytree(small_bundle, tmp_path / "bundle"), tmp_path / "latency.json"
     done = CliRunner().invoke(node_latency.main, [str(bundle), "-o", str(output), "--sends", "2"])
     assert done.exit_code == 0, done.output
     record = json.loads(output.read_text())
@@ -48,11 +34,12 @@ def test_every_send_is_timed_and_takes_longer_than_its_engine(tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "latency.json"]
 
 
-def test_without_a_pacs_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_pacs_the_error_says_what_to_install(
+    tmp_path: Path, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(node_latency.shutil, "which", lambda *given, **more: None)
-    bundle = _threshold_bundle(tmp_path / "bundle")
     with pytest.raises(node_latency.MeasurementError, match="Orthanc is not installed"):
-        node_latency.measure(bundle, tmp_path, 1)
+        node_latency.measure(small_bundle, tmp_path, 1)
 
 
 def test_the_radiograph_has_the_size_and_bits_it_says() -> None:

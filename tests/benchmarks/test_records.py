@@ -33,7 +33,7 @@ def test_a_slowed_call_takes_its_share_longer() -> None:
 
 
 def test_the_self_check_records_every_trial_and_what_it_costs(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'unetx-opt[cpu]'")
     output = tmp_path / "check.json"
     arguments = ["--trials", "2", "--seconds", "1", "--simulated", "5", "--slowdown", "1.0", "-o", str(output)]
     result = CliRunner().invoke(self_check.main, arguments, catch_exceptions=False)
@@ -170,7 +170,7 @@ def test_a_counter_that_cannot_be_read_says_why() -> None:
 
 
 def test_the_gpu_record_names_what_did_not_run_and_why(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'unetx-opt[export]'")
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     request = gpu_record.RecordRequest(
@@ -193,7 +193,7 @@ def test_the_gpu_record_names_what_did_not_run_and_why(tmp_path: Path) -> None:
 
 
 def test_the_gpu_record_builds_no_int8_for_a_target_without_8_bit_convolutions(tmp_path: Path) -> None:
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="torch is not installed: pip install 'unetx-opt[export]'")
     request = gpu_record.RecordRequest(
         variants=("unet",), precisions=("int8",), targets=("onnxruntime-cuda",), width=2, size_px=64
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from scipy import stats
 
 from unetx_bench.reproduce.weights import read_seeds
 from unetx_bench.seed_spread import main
@@ -53,13 +54,12 @@ def test_the_spread_is_that_of_the_seeds_means(tmp_path: Path, write: Write) -> 
 
 
 def test_the_interval_of_a_difference_is_that_of_students_t_paired_by_seed(tmp_path: Path, write: Write) -> None:
-    scipy = pytest.importorskip("scipy.stats")
     unet, focal = (0.960, 0.962, 0.967), (0.955, 0.959, 0.960)
     paths = [write("unet", seed, value) for seed, value in enumerate(unet)]
     paths += [write("focal", seed, value) for seed, value in enumerate(focal)]
     document, _ = run(tmp_path, *paths)
     found = document["differences"]["focal"]["miou"]
-    expected = scipy.ttest_rel(focal, unet).confidence_interval(0.95)
+    expected = stats.ttest_rel(focal, unet).confidence_interval(0.95)
     assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high))
     assert found["mean"] == pytest.approx(statistics.fmean(focal) - statistics.fmean(unet))
 
