@@ -137,13 +137,15 @@ class Attempt:
             options=self.options.target_options,
         )
         records: list[EngineRecord] = []
-        sources: dict[str, Path] = {}
+        sources: list[Path] = []
         for index, row in enumerate(targets):
             self.report(row.name, index, len(targets))
             graph, types = graphs.of_scheme(row.scheme)
-            records.extend(row.build(dataclasses.replace(request, graph=graph, layer_types=types)))
+            built = row.build(dataclasses.replace(request, graph=graph, layer_types=types))
+            records.extend(built)
             # CPU targets lack float16 arithmetic, and take the graph that only stores it.
-            sources[row.name] = graphs.stored if self._reads_stored(row) else graph
+            source = graphs.stored if self._reads_stored(row) else graph
+            sources.extend(row.judged_graph(record, source) for record in built)
         return name_engines(records, sources, self.host)
 
     def _build_watched(

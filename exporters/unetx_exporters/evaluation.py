@@ -107,23 +107,21 @@ class GateSetup:
     refiner: Refiner | None = None
 
 
-def name_engines(records: Sequence[EngineRecord], graphs: Mapping[str, Path], host: Host) -> tuple[BuiltEngine, ...]:
+def name_engines(records: Sequence[EngineRecord], graphs: Sequence[Path], host: Host) -> tuple[BuiltEngine, ...]:
     """Give each engine of a build a name, and find out whether it can run on this machine.
 
     Parameters
     ----------
     records : sequence of EngineRecord
         The engines.
-    graphs : mapping of str to pathlib.Path
-        Target to the graph that its engines were built from, to run in place of those that cannot.
+    graphs : sequence of pathlib.Path
+        The graph that each was built from, to run in place of those that cannot.
     host : Host
         This machine.
     """
     return tuple(
-        BuiltEngine(
-            _name(record, records), record, graphs[record.target], SESSIONS[record.target].why_not(host, record)
-        )
-        for record in records
+        BuiltEngine(_name(record, records), record, graph, SESSIONS[record.target].why_not(host, record))
+        for record, graph in zip(records, graphs, strict=True)
     )
 
 

@@ -135,8 +135,9 @@ def left_out_notes(options: BuildOptions, targets: Sequence[TargetRow]) -> tuple
     if options.compute_capabilities or all(row.name != "tensorrt-rtx" for row in targets):
         return ()
     return (
-        "There is no tensorrt-rtx engine for compute capability 7.5: TensorRT-RTX has no 8-bit convolution there and "
-        "would compute in float16. Build such GPUs an fp16 bundle.",
+        "There is no tensorrt-rtx engine for compute capability 7.5: TensorRT-RTX has no 8-bit convolution there. "
+        "Build such GPUs an fp16 bundle. Where that capability is asked for by name, the convolutions become 8-bit "
+        "matrix products, which move about six times the bytes of float16 convolutions.",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -37,6 +38,9 @@ class TargetRow:
         the target has no 8-bit convolution.
     takes_gates : bool
         Whether its builder has a kernel for the operator ``unetx::AttentionGate``.
+    judged : str
+        ``module:function`` of ``(EngineRecord, Path) -> Path``: the graph to judge an engine by that cannot run here,
+        given the graph that its builder got; empty where it is that one.
     """
 
     name: str
@@ -45,6 +49,7 @@ class TargetRow:
     builder: str
     scheme: str | None
     takes_gates: bool = False
+    judged: str = ""
 
     def why_not(self, host: Host, precision: Precision = Precision.FP32) -> str | None:
         """Say why this target cannot be built on a machine in a precision, or None where it can."""
@@ -68,6 +73,11 @@ class TargetRow:
         """
         records: tuple[EngineRecord, ...] = _resolve(self.builder)(request)
         return records
+
+    def judged_graph(self, record: EngineRecord, graph: Path) -> Path:
+        """Find the graph to judge one of its engines by, where that cannot run on the machine of the build."""
+        found: Path = _resolve(self.judged)(record, graph) if self.judged else graph
+        return found
 
 
 def _resolve(name: str) -> Any:
@@ -94,10 +104,20 @@ _INT8_REASONS: Final[Mapping[str | None, Callable[[Host], str | None]]] = Mappin
 )
 
 
-def _row(name: str, summary: str, module: str, scheme: str | None, *, takes_gates: bool = False) -> TargetRow:
+def _row(
+    name: str, summary: str, module: str, scheme: str | None, *, takes_gates: bool = False, judged: str = ""
+) -> TargetRow:
     noun = name.replace("-", "_")
     path = f"{_PACKAGE}.{module}.build"
-    return TargetRow(name, summary, f"{path}:why_not_build_{noun}", f"{path}:build_{noun}", scheme, takes_gates)
+    return TargetRow(
+        name,
+        summary,
+        f"{path}:why_not_build_{noun}",
+        f"{path}:build_{noun}",
+        scheme,
+        takes_gates,
+        f"{path}:{judged}" if judged else "",
+    )
 
 
 _ROWS: Final = (
@@ -108,7 +128,13 @@ _ROWS: Final = (
         "tensorrt",
         takes_gates=True,
     ),
-    _row("tensorrt-rtx", "TensorRT-RTX, for any RTX GPU; built without a GPU", "tensorrt", "tensorrt"),
+    _row(
+        "tensorrt-rtx",
+        "TensorRT-RTX, for any RTX GPU; built without a GPU",
+        "tensorrt",
+        "tensorrt",
+        judged="judged_graph",
+    ),
     _row("onnxruntime-cuda", "ONNX Runtime on CUDA", "onnxruntime", None),
     _row("onnxruntime-cpu", "ONNX Runtime on the CPU; the embedded default", "onnxruntime", "cpu"),
     _row("openvino-cpu", "OpenVINO on the CPU", "openvino", "cpu"),

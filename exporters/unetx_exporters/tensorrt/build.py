@@ -28,6 +28,7 @@ from unetx_exporters.tensorrt.plan import PlanOrder
 from unetx_exporters.tensorrt.process import BuilderResult, run_builder
 from unetx_opt.errors import ExportError
 from unetx_opt.files import staged_file, write_file
+from unetx_opt.optional import require
 from unetx_opt.runtime.cuda_device import probe_cuda_device
 from unetx_opt.runtime.sessions.tensorrt import MODULES, version_numbers
 from unetx_opt.specs import EngineRecord, Host, Precision
@@ -35,6 +36,7 @@ from unetx_opt.specs import EngineRecord, Host, Precision
 __all__ = [
     "build_tensorrt",
     "build_tensorrt_rtx",
+    "judged_graph",
     "why_not_build_tensorrt",
     "why_not_build_tensorrt_rtx",
 ]
@@ -49,16 +51,23 @@ _PLAN_NAME: Final = "engine.plan"
 _CACHE_NAME: Final = "timing.cache"
 _PLUGIN_NAME: Final = "plugin.onnx"
 
+#: Setting of an engine whose 8-bit convolutions are matrix products.
+_PRODUCTS: Final = ("convolutions", "matrix products")
+
 
 @dataclass(frozen=True, slots=True)
 class _Engine:
-    """One engine before it is built: its file, the compute capabilities that it shall run on, and how."""
+    """One engine before it is built: its file, the compute capabilities that it shall run on, and how.
+
+    `as_products` lets its 8-bit convolutions be written as matrix products.
+    """
 
     target: str
     file_name: str
     capabilities: tuple[str, ...]
     order: PlanOrder
     options: TensorRTOptions
+    as_products: bool = False
 
 
 def why_not_build_tensorrt(host: Host) -> str | None:
@@ -84,7 +93,8 @@ def build_tensorrt_rtx(request: BuildRequest) -> tuple[EngineRecord, ...]:
     ----------
     request : BuildRequest
         `graph` is built. Without `compute_capabilities`, engines for all that TensorRT-RTX knows are made; for
-        int8 all but 7.5, where int8 convolutions run in float.
+        int8 all but 7.5, which has int8 matrix products only and gets them where it is asked for
+        (`unetx_exporters.tensorrt.products`).
 
     Returns
     -------
@@ -110,12 +120,31 @@ def build_tensorrt_rtx(request: BuildRequest) -> tuple[EngineRecord, ...]:
             capabilities=capabilities,
             order=PlanOrder(MODULES["tensorrt-rtx"], _GRAPH_NAME, _PLAN_NAME, options.max_batch, capabilities),
             options=options,
+            as_products=request.precision is Precision.INT8 and capabilities == (_TURING,),
         )
         for file_name, capabilities in groups
         if capabilities
     ]
     with _cleared_on_error(request, "tensorrt-rtx"):
         return tuple(_build_engine(request, engine) for engine in engines)
+
+
+def judged_graph(record: EngineRecord, graph: Path) -> Path:
+    """Find the graph to judge an engine by where it cannot run: what it was really built from.
+
+    Parameters
+    ----------
+    record : EngineRecord
+        Of an engine that was built from `graph`.
+    graph : pathlib.Path
+        Typed graph; a rewritten one is put beside it.
+    """
+    key, value = _PRODUCTS
+    if record.settings.get(key) != value:
+        return graph
+    path = graph.with_name(f"{graph.stem}-products.onnx")
+    write_file(path, _read_as_products(graph))
+    return path
 
 
 def build_tensorrt(request: BuildRequest) -> tuple[EngineRecord, ...]:
@@ -154,14 +183,17 @@ def build_tensorrt(request: BuildRequest) -> tuple[EngineRecord, ...]:
 
 
 def _build_engine(request: BuildRequest, engine: _Engine) -> EngineRecord:
-    nodes = arithmetic_nodes(request.graph)
     name = f"engines/{engine.target}/{engine.file_name}"
     path = request.directory / name
     cache = engine.options.cache_path if engine.order.timing_cache else None
     with tempfile.TemporaryDirectory(prefix="unetx-") as scratch, staged_file(path) as staging:
         directory = Path(scratch)
         # Under fixed names in the working directory: a longer path would move addresses in the builder process.
-        shutil.copyfile(request.graph, directory / _GRAPH_NAME)
+        if engine.as_products:
+            (directory / _GRAPH_NAME).write_bytes(_read_as_products(request.graph))
+        else:
+            shutil.copyfile(request.graph, directory / _GRAPH_NAME)
+        nodes = arithmetic_nodes(directory / _GRAPH_NAME)
         if cache is not None and cache.exists():
             shutil.copyfile(cache, directory / _CACHE_NAME)
         result, gates = _run(request, engine, directory)
@@ -207,8 +239,17 @@ def _check_plan(plan: Path, engine: _Engine, result: BuilderResult) -> None:
     check_header(header, plan.stat().st_size, result.version, engine.order.compute_capabilities)
 
 
+def _read_as_products(graph: Path) -> bytes:
+    from unetx_exporters.tensorrt.products import write_products
+
+    onnx = require("onnx", purpose="writing convolutions as products")
+    return bytes(write_products(onnx.load(graph)).SerializeToString())
+
+
 def _settings(engine: _Engine) -> dict[str, str]:
     settings = {"max_batch": str(engine.order.max_batch)}
+    if engine.as_products:
+        settings |= dict([_PRODUCTS])
     if engine.order.compute_capabilities:
         # Tells the two engines of the target apart where they are listed.
         return {"compute_capabilities": " ".join(engine.capabilities), **settings}

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from unetx_exporters.evaluation import open_graph
 from unetx_exporters.quantize.insert import QuantizePlan, insert_qdq, planned_types
 from unetx_exporters.quantize.ranges import TensorRange
 from unetx_exporters.quantize.tensors import Flow, list_tensors
 from unetx_exporters.request import BuildRequest
-from unetx_exporters.tensorrt.build import build_tensorrt_rtx
+from unetx_exporters.tensorrt.build import build_tensorrt_rtx, judged_graph
 from unetx_opt.errors import ExportError
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx builds these engines")
@@ -56,11 +57,53 @@ def test_every_convolution_is_int8_and_a_transposed_one_is_not(int8_request: Bui
     }
 
 
-def test_turing_has_no_int8_convolution_and_the_layers_are_named(int8_request: BuildRequest) -> None:
+def test_on_turing_every_convolution_is_an_int8_matrix_product(int8_request: BuildRequest) -> None:
+    request = dataclasses.replace(int8_request, compute_capabilities=("7.5", "8.6"))
+    ampere, turing = build_tensorrt_rtx(request)
+    assert (ampere.compute_capabilities, turing.compute_capabilities) == (("8.6",), ("7.5",))
+    assert turing.settings["convolutions"] == "matrix products"
+    assert "convolutions" not in ampere.settings
+    assert dict(turing.layers) == dict(ampere.layers) == dict(request.layer_types)
+    assert (turing.compute_dtype, turing.storage_dtype) == ("int8", "int8")
+
+
+def test_a_convolution_that_turing_cannot_have_in_int8_is_named(int8_request: BuildRequest) -> None:
+    model = onnx.load(int8_request.graph)
+    down = next(node for node in model.graph.node if node.name == "down")
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    dequantized = next(node for node in model.graph.node if node.output[0] == down.input[1])
+    codes = onnx.numpy_helper.to_array(stored[dequantized.input[0]])
+    del down.attribute[:]
+    down.attribute.extend(
+        [onnx.helper.make_attribute("pads", [1, 1, 1, 1]), onnx.helper.make_attribute("strides", [2, 2])]
+    )
+    assert codes.shape[2:] == (3, 3)
+    make = onnx.helper.make_node
+    # Brought back to its size, so that the rest of the network fits.
+    index = list(model.graph.node).index(down)
+    sizes = onnx.numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "twice")
+    output, down.output[0] = down.output[0], "strided"
+    model.graph.initializer.append(sizes)
+    model.graph.node.insert(index + 1, make("Resize", ["strided", "", "twice"], [output], name="enlarge"))
+    int8_request.graph.write_bytes(model.SerializeToString())
     request = dataclasses.replace(int8_request, compute_capabilities=("7.5",))
-    with pytest.raises(ExportError, match=r"4 of 5 layers do not compute .*: down \(int8 asked, float16\)"):
+    with pytest.raises(ExportError, match=r"1 of 5 layers do not compute .*: down \(int8 asked, float16\)"):
         build_tensorrt_rtx(request)
     assert not list(request.directory.rglob("*.plan"))
+
+
+def test_what_stands_for_an_engine_is_what_it_was_built_from(int8_request: BuildRequest) -> None:
+    request = dataclasses.replace(int8_request, compute_capabilities=("7.5", "8.6"))
+    ampere, turing = build_tensorrt_rtx(request)
+    assert judged_graph(ampere, request.graph) == request.graph
+    products = judged_graph(turing, request.graph)
+    assert [node.op_type for node in onnx.load(products).graph.node].count("MatMul") == 4
+    image = np.random.default_rng(0).normal(0, 1, (1, 1, 32, 32)).astype(np.float32)
+    with open_graph(request.graph) as convolutions, open_graph(products) as matrices:
+        expected, found = convolutions(image), matrices(image)
+    # The sums are the same; the bias is added before float16 rounds them in one, and after it in the other.
+    np.testing.assert_allclose(found, expected, atol=2e-2 * np.abs(expected).max())
+    assert np.median(np.abs(found - expected)) <= 2e-3 * np.abs(expected).max()
 
 
 def test_a_float16_layer_between_int8_ones_stays_float16(
