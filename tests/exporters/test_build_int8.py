@@ -16,11 +16,13 @@ import torch
 
 from unetx_exporters import pipeline
 from unetx_exporters.evidence_page import complete_page, render_sections
+from unetx_exporters.int8 import left_out_notes
 from unetx_exporters.onnxruntime import build as ort_build
 from unetx_exporters.options import BuildOptions
 from unetx_exporters.pipeline import build_bundle
 from unetx_exporters.request import BuildRequest
 from unetx_exporters.result import BuildResult
+from unetx_exporters.targets import TARGETS
 from unetx_opt.bundle.open import open_verified
 from unetx_opt.cli.main import main
 from unetx_opt.errors import ExportError, SpecError
@@ -172,15 +174,36 @@ def test_without_vnni_the_other_targets_are_built_and_the_manifest_says_why_not_
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx builds the other target")
     monkeypatch.setattr(pipeline, "probe_host", without_vnni)
-    options = BuildOptions("attention", Precision.INT8, tmp_path / "x", (), tiny_checkpoint, SIZE_PX)
+    options = BuildOptions(
+        "attention",
+        Precision.INT8,
+        tmp_path / "x",
+        (),
+        tiny_checkpoint,
+        SIZE_PX,
+        compute_capabilities=("7.5", "8.6"),
+    )
     built = build_bundle(options)
-    assert {engine.target for engine in built.engines} == {"tensorrt-rtx"}
     with open_verified(built.bundle) as bundle:
-        skipped, notes = bundle.manifest.skipped, bundle.manifest.notes
-    assert {row.target for row in skipped if "lacks VNNI" in row.reason} == set(CPU_TARGETS)
-    (engine,) = built.engines
-    assert "7.5" not in engine.compute_capabilities
-    assert any("no tensorrt-rtx engine for compute capability 7.5" in note for note in notes)
+        manifest = bundle.manifest
+    assert {row.target for row in manifest.skipped if "lacks VNNI" in row.reason} == set(CPU_TARGETS)
+    assert {engine.target for engine in manifest.engines} == {"tensorrt-rtx"}
+    # Each was judged by the graph that it was built from, and both pass.
+    engines = {engine.compute_capabilities: engine for engine in manifest.engines}
+    turing, ampere = engines[("7.5",)], engines[("8.6",)]
+    assert turing.settings["convolutions"] == "matrix products"
+    assert turing.gate is not None
+    assert turing.gate.passed
+    assert dict(turing.layers) == dict(ampere.layers)
+    assert "int8" in turing.layers.values()
+
+
+def test_that_turing_is_left_out_is_said_unless_capabilities_are_named() -> None:
+    options = BuildOptions("unet", Precision.INT8, Path("x"))
+    (note,) = left_out_notes(options, [TARGETS["tensorrt-rtx"]])
+    assert "no tensorrt-rtx engine for compute capability 7.5" in note
+    assert left_out_notes(options, [TARGETS["openvino-cpu"]]) == ()
+    assert left_out_notes(dataclasses.replace(options, compute_capabilities=("8.6",)), list(TARGETS.values())) == ()
 
 
 @pytest.fixture
