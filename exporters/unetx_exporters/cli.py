@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     "compute_capabilities",
     multiple=True,
     metavar="X.Y",
-    help="CUDA compute capability to build for, such as 8.6; may be repeated. Without it: all that are offered.",
+    help="CUDA compute capability to build for, such as 8.6; may be repeated. Without it: all, for int8 but 7.5.",
 )
 @click.option(
     "--option",
