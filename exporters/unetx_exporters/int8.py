@@ -41,10 +41,10 @@ __all__ = [
     "choose_calibration",
     "drift_options",
     "gate_task",
-    "left_out_notes",
     "open_quantization",
     "quantize_request",
     "search_to_json",
+    "turing_notes",
     "with_quantized",
     "write_search_evidence",
 ]
@@ -130,14 +130,21 @@ def gate_task(options: BuildOptions, model: UNet, images: GateImages | None, dri
     return GateTask(options.gate_name, images, torch_reference(model), drift)
 
 
-def left_out_notes(options: BuildOptions, targets: Sequence[TargetRow]) -> tuple[str, ...]:
-    """Say which GPUs the engines leave out that those of other precisions have, as sentences."""
-    if options.compute_capabilities or all(row.name != "tensorrt-rtx" for row in targets):
+def turing_notes(options: BuildOptions, targets: Sequence[TargetRow]) -> tuple[str, ...]:
+    """Say what becomes of the GPUs that have no 8-bit convolution in TensorRT-RTX, as sentences."""
+    named = options.compute_capabilities
+    if all(row.name != "tensorrt-rtx" for row in targets) or (named and "7.5" not in named):
         return ()
+    products = "8-bit matrix products, which move about six times the bytes of float16 convolutions"
+    if named:
+        return (
+            f"The tensorrt-rtx engine for compute capability 7.5 computes its convolutions as {products}: measure it "
+            "beside an fp16 engine on such a GPU.",
+        )
     return (
         "There is no tensorrt-rtx engine for compute capability 7.5: TensorRT-RTX has no 8-bit convolution there. "
-        "Build such GPUs an fp16 bundle. Where that capability is asked for by name, the convolutions become 8-bit "
-        "matrix products, which move about six times the bytes of float16 convolutions.",
+        "Build such GPUs an fp16 bundle. Where that capability is asked for by name, the convolutions become "
+        f"{products}.",
     )
 
 

@@ -196,8 +196,8 @@ def _build_int8(task: _Task) -> Findings:
                 raise
             found |= {name: graph for name, graph in wider.items() if graph is not None}
     int8.write_search_evidence(attempt.directory / EVIDENCE, found, task.calibration, quantization.preparation)
-    left_out = int8.left_out_notes(attempt.options, task.targets)
-    notes = (*findings.notes, *task.calibration.notes, *quantization.warnings, *left_out)
+    turing = int8.turing_notes(attempt.options, task.targets)
+    notes = (*findings.notes, *task.calibration.notes, *quantization.warnings, *turing)
     return dataclasses.replace(findings, notes=notes)
 
 

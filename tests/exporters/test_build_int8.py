@@ -16,7 +16,7 @@ import torch
 
 from unetx_exporters import pipeline
 from unetx_exporters.evidence_page import complete_page, render_sections
-from unetx_exporters.int8 import left_out_notes
+from unetx_exporters.int8 import turing_notes
 from unetx_exporters.onnxruntime import build as ort_build
 from unetx_exporters.options import BuildOptions
 from unetx_exporters.pipeline import build_bundle
@@ -198,12 +198,14 @@ def test_without_vnni_the_other_targets_are_built_and_the_manifest_says_why_not_
     assert "int8" in turing.layers.values()
 
 
-def test_that_turing_is_left_out_is_said_unless_capabilities_are_named() -> None:
+def test_what_becomes_of_turing_is_said() -> None:
     options = BuildOptions("unet", Precision.INT8, Path("x"))
-    (note,) = left_out_notes(options, [TARGETS["tensorrt-rtx"]])
-    assert "no tensorrt-rtx engine for compute capability 7.5" in note
-    assert left_out_notes(options, [TARGETS["openvino-cpu"]]) == ()
-    assert left_out_notes(dataclasses.replace(options, compute_capabilities=("8.6",)), list(TARGETS.values())) == ()
+    (note,) = turing_notes(options, [TARGETS["tensorrt-rtx"]])
+    assert note.startswith("There is no tensorrt-rtx engine for compute capability 7.5")
+    (note,) = turing_notes(dataclasses.replace(options, compute_capabilities=("8.6", "7.5")), list(TARGETS.values()))
+    assert "computes its convolutions as 8-bit matrix products" in note
+    assert turing_notes(options, [TARGETS["openvino-cpu"]]) == ()
+    assert turing_notes(dataclasses.replace(options, compute_capabilities=("8.6",)), list(TARGETS.values())) == ()
 
 
 @pytest.fixture
