@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -103,6 +104,9 @@ def _run_worker(order: ChildOrder, config: NodeConfig, start: _Start) -> None:
     ):
         worker = Worker(WorkerParts(order.number, config, journal, segmenter, reader))
         worker.rehearse()
+        # What is there by now stays: the collector need not go through all of it while an image waits.
+        gc.collect()
+        gc.freeze()
         # The process of this number that was there before is gone, and so is what it was doing.
         recover_receipts(journal, config.work.attempts, order.number)
         start.tell_ready()

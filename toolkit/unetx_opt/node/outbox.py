@@ -45,7 +45,7 @@ __all__ = ["OutboxPlan", "delay_before_retry", "run_outbox", "take_report"]
 
 _LOG: Final = logging.getLogger(__name__)
 #: How soon a thread sees what was queued or that it shall stop.
-_POLL_S: Final = 0.05
+_POLL_S: Final = 0.01
 #: A connection that nothing was sent over for this long is closed.
 _IDLE_S: Final = 2.0
 #: Results are asked for together: no more often than this, for each destination.

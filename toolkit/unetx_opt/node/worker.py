@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["Worker", "WorkerParts"]
 
 _LOG: Final = logging.getLogger(__name__)
-_POLL_S: Final = 0.02
+#: How soon a receipt is seen; a look at the version of the journal takes some microseconds.
+_POLL_S: Final = 0.005
 _RETRY_S: Final = 5.0
 _HINDERED_S: Final = 15.0
 
