@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Callable
 from typing import Final
 
+import numpy as np
+
 from unetx_opt.errors import ImageError
 
 __all__ = ["MAX_FILE_BYTES", "check_deflated", "check_items", "count_elements"]
@@ -21,6 +23,7 @@ MAX_FILE_BYTES: Final = 1 << 28
 _MAX_ELEMENTS: Final = 1 << 16
 _MAX_ITEMS: Final = 1 << 16
 _ITEM_TAGS: Final = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # little endian, big endian
+_ITEM_GROUPS: Final = (0xFFFE, 0xFEFF)
 _CHUNK: Final = 1 << 16
 
 
@@ -32,8 +35,19 @@ def check_items(data: bytes) -> None:
     ImageError
         There are more than any radiograph has.
     """
-    if sum(data.count(tag) for tag in _ITEM_TAGS) > _MAX_ITEMS:
+    if _most_items(data) > _MAX_ITEMS and sum(data.count(tag) for tag in _ITEM_TAGS) > _MAX_ITEMS:
         raise ImageError(f"it has more than {_MAX_ITEMS} items in sequences")
+
+
+def _most_items(data: bytes) -> int:
+    """Count the first halves of item tags, at even and at odd places: a bound that takes less time than the tags."""
+    count = 0
+    for first in range(min(2, len(data))):
+        words = np.frombuffer(data, "<u2", (len(data) - first) // 2, first)
+        for start in range(0, len(words), _CHUNK):
+            chunk = words[start : start + _CHUNK]
+            count += sum(int(np.count_nonzero(chunk == half)) for half in _ITEM_GROUPS)
+    return count
 
 
 def check_deflated(data: bytes) -> None:
