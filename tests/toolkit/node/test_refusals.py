@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unetx_opt.node.audit import TRAIL_NAME
+from unetx_opt.node.audit import TRAIL_NAME, AuditTrail
 from unetx_opt.node.audit_check import check_trail
+from unetx_opt.node.receiver import ReceiverPlan
 from unetx_opt.node.refusals import MOST_RECORDED, PERIOD_S, Refusals
 
 
@@ -52,6 +55,16 @@ def test_a_flood_from_ever_new_addresses_takes_no_ever_growing_memory() -> None:
     clock.now_s += PERIOD_S
     assert refusals.take("10.9.9.9") == (True, {"": 20_000 - recorded})
     assert all(refusals.take(f"10.9.9.{index}") == (True, {}) for index in range(10, 200))
+
+
+@pytest.mark.parametrize(("address", "named"), [("10.1.2.3", "10.1.2.3"), ("", "other addresses")])
+def test_whom_a_flood_came_from_is_logged_also_where_they_are_not_told_apart(
+    address: str, named: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Nothing but the trail is used; the rest must not be.
+    plan = ReceiverPlan(config=None, connect=None, audit=AuditTrail(tmp_path), on_report=None)
+    plan.tell_left_out(address, 7)
+    assert caplog.messages == [f"refused: 7 more from {named}, not recorded one by one"]
 
 
 def test_a_live_node_tells_a_flood_in_one_record_and_its_trail_holds(make_served, peers) -> None:

@@ -88,7 +88,7 @@ class ReceiverPlan:
 
     def tell_left_out(self, address: str, number: int) -> None:
         """Log and record how many refusals of an address were not recorded one by one."""
-        _LOG.warning("refused: %d more from %s, not recorded one by one", number, address)
+        _LOG.warning("refused: %d more from %s, not recorded one by one", number, address or "other addresses")
         detail = f"{number} more, not recorded one by one"
         self._record(AuditEvent("association-refused", 8, peer_address=address, detail=detail))
 
