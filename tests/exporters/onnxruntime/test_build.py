@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from unetx_exporters.onnxruntime import attest
-from unetx_exporters.onnxruntime.attest import layer_dtypes, storage_dtype
 from unetx_exporters.onnxruntime.build import (
     build_onnxruntime_cpu,
     build_onnxruntime_cuda,
     why_not_build_onnxruntime_cpu,
     why_not_build_onnxruntime_cuda,
 )
+from unetx_exporters.onnxruntime.layers import layer_dtypes, storage_dtype
 from unetx_opt.errors import EngineError, ExportError
 from unetx_opt.runtime.cuda_device import CudaDevice
 from unetx_opt.runtime.sessions.base import OpenRequest
