@@ -30,8 +30,8 @@ from unetx_bench.measure import measure_interleaved
 from unetx_bench.measurement import Contender, Measurement, MeasureOptions, Monitor
 from unetx_bench.statistics import Estimate, quantile_interval, ratio_interval
 from unetx_bench.tool_turns import ToolTurns
+from unetx_exporters.onnxruntime.profile import end_profile, open_profiled
 from unetx_opt.files import scratch_directory, write_file
-from unetx_opt.optional import require
 from unetx_opt.runtime.sessions.base import INPUT_NAME, OUTPUT_NAME
 
 if TYPE_CHECKING:
@@ -149,22 +149,17 @@ def agreement_with_profiler(
     seconds : float
         How long.
     """
-    from unetx_opt.runtime.sessions.onnxruntime import PROVIDERS, session_options
+    from unetx_opt.runtime.sessions.onnxruntime import session_options
 
-    onnxruntime = require("onnxruntime", purpose="comparing with ONNX Runtime's profiler")
     image = _blank(engine)
+    data = opened.read(engine.record.files[0])
     with tempfile.TemporaryDirectory() as folder:
-        options = session_options(threads)
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder, "profile"))
-        data, provider = opened.read(engine.record.files[0]), PROVIDERS[engine.record.target]
-        session = onnxruntime.InferenceSession(data, options, providers=[provider])
+        session = open_profiled(data, engine.record, session_options(threads), Path(folder))
         contender = Contender(engine.name, lambda: session.run([OUTPUT_NAME], {INPUT_NAME: image}))
         # The trace is kept in memory and holds every layer of every call: it ends by itself at a million events.
         limits = MeasureOptions(half_width=1e-9, maximum_seconds=min(seconds, 30.0), settle_s=0.0)
         measured = measure_interleaved((contender,), limits)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    stamped = [event["dur"] / 1e3 for event in events if event.get("name") == "model_run"]
+        stamped = end_profile(session).runs_ms
     harness = measured.samples_ms[engine.name]
     rounds = min(len(stamped), len(harness))
     both = {"harness": harness[-rounds:], "profiler": np.asarray(stamped[-rounds:])}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetx_bench.errors import MeasurementError
+from unetx_exporters.onnxruntime.profile import Profile, end_profile, open_profiled
 from unetx_opt.optional import require
 from unetx_opt.runtime.sessions.base import INPUT_NAME, OUTPUT_NAME, OpenRequest
 
@@ -92,45 +92,36 @@ def profile_engine(request: OpenRequest, image_nchw: NDArray[np.float32], infere
 
 
 def _profile_onnxruntime(request: OpenRequest, image_nchw: NDArray[np.float32], inferences: int) -> EngineProfile:
-    from unetx_opt.runtime.sessions.onnxruntime import PROVIDERS, session_options
+    from unetx_opt.runtime.sessions.onnxruntime import session_options
 
-    onnxruntime = require("onnxruntime", purpose="profiling an engine")
+    data = request.read(request.record.files[0])
     with tempfile.TemporaryDirectory() as folder:
-        options = session_options(request.threads)
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder, "profile"))
-        session = onnxruntime.InferenceSession(
-            request.read(request.record.files[0]), options, providers=[PROVIDERS[request.record.target]]
-        )
+        session = open_profiled(data, request.record, session_options(request.threads), Path(folder))
         for _ in range(_WARM_UPS + inferences):
             session.run([OUTPUT_NAME], {INPUT_NAME: image_nchw})
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    return read_onnxruntime_events(events, inferences)
+        found = end_profile(session)
+    return average_onnxruntime(found, inferences)
 
 
-def read_onnxruntime_events(events: list[dict[str, Any]], inferences: int) -> EngineProfile:
-    """Take means over the last inferences of ONNX Runtime's own trace.
+def average_onnxruntime(found: Profile, inferences: int) -> EngineProfile:
+    """Take means over the last inferences that ONNX Runtime's profiler saw.
 
     Parameters
     ----------
-    events : list of dict
-        Content of the file; times in microseconds.
+    found : Profile
+        All runs.
     inferences : int
         How many to count, from the end.
     """
     durations: dict[tuple[str, str], list[float]] = defaultdict(list)
-    whole = []
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            layer = (event["name"].removesuffix("_kernel_time"), str(event["args"].get("op_name", "")))
-            durations[layer].append(event["dur"] / 1e3)
-        elif event.get("cat") == "Session" and event["name"] == "model_run":
-            whole.append(event["dur"] / 1e3)
+    for kernel in found.kernels:
+        durations[kernel.name, kernel.operation].append(kernel.took_ms)
     layers = [
         ProfiledLayer(name, kind, float(np.sum(took_ms[-inferences:])) / inferences)
         for (name, kind), took_ms in durations.items()
     ]
-    return _profile("ONNX Runtime's profiler", inferences, layers, float(np.mean(whole[-inferences:])))
+    whole_ms = float(np.mean(found.runs_ms[-inferences:]))
+    return _profile("ONNX Runtime's profiler", inferences, layers, whole_ms)
 
 
 def _profile_openvino(request: OpenRequest, image_nchw: NDArray[np.float32], inferences: int) -> EngineProfile:

@@ -20,8 +20,9 @@ from unetx_bench.energy import COUNTERS, EnergyCounter, measure_energy
 from unetx_bench.errors import MeasurementError
 from unetx_bench.measure import measure_interleaved
 from unetx_bench.measurement import Contender, MeasureOptions
-from unetx_bench.profile import profile_engine, read_onnxruntime_events
+from unetx_bench.profile import average_onnxruntime, profile_engine
 from unetx_bench.tool_turns import ToolTurns
+from unetx_exporters.onnxruntime.profile import read_profile
 from unetx_opt.runtime.sessions.base import OpenRequest
 from unetx_opt.specs import EngineRecord
 
@@ -121,7 +122,7 @@ def test_profiles_are_means_over_the_last_inferences_only() -> None:
     events: list[dict[str, object]] = []
     for took_us in (9000, 1000, 3000):
         events += [node("a", took_us), node("b", 500), {"cat": "Session", "name": "model_run", "dur": took_us + 600}]
-    profile = read_onnxruntime_events(events, inferences=2)
+    profile = average_onnxruntime(read_profile(json.dumps(events)), inferences=2)
     assert [(layer.name, layer.mean_ms) for layer in profile.layers] == [("a", 2.0), ("b", 0.5)]
     assert profile.whole_ms == pytest.approx(2.6)
 
