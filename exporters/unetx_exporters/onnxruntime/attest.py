@@ -1,14 +1,13 @@
-"""What ONNX Runtime really computes in, read back from the graph that it has optimised for execution."""
+"""What ONNX Runtime really computes in, read back from the graph that it has optimised and from a run of it."""
 
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from unetx_exporters.onnxruntime.execution import check_execution, execute_once
 from unetx_exporters.onnxruntime.layers import (
     WEIGHT_INPUT,
     arithmetic_nodes,
@@ -24,7 +23,6 @@ from unetx_exporters.request import BuildRequest
 from unetx_opt.errors import ExportError
 from unetx_opt.optional import require
 from unetx_opt.runtime.cuda_device import probe_cuda_device
-from unetx_opt.runtime.sessions.onnxruntime import check_provider, provider_list, session_options
 from unetx_opt.specs import EngineRecord, Precision
 
 if TYPE_CHECKING:
@@ -54,18 +52,22 @@ def attest_onnxruntime(record: EngineRecord, request: BuildRequest) -> EngineRec
     Raises
     ------
     ExportError
-        The file cannot be loaded, or layers or weights have another type than was asked for; they are listed.
+        The file cannot be loaded or run, layers did not run as the optimised graph says, or layers or weights have
+        another type than was asked for; they are listed.
 
     Notes
     -----
-    ONNX Runtime writes the graph that it executes, after partitioning and fusion. A CUDA engine that is made
-    where no GPU is gets its types from the file instead: the provider computes in the types of the graph.
+    ONNX Runtime writes the graph that it executes, after partitioning and fusion; it is run once, and its layers
+    must be among the kernels that the profiler saw. A CUDA engine that is made where no GPU is gets its types from
+    the file instead: the provider computes in the types of the graph.
     """
     onnx = require("onnx", purpose="reading an engine's layers back")
     path = request.directory / record.files[0]
     shipped = onnx.load(path)
-    on_device = record.target == "onnxruntime-cpu" or probe_cuda_device().gpu is not None
-    executed = _executed_graph(record, path) if on_device else shipped
+    executed = shipped
+    if record.target == "onnxruntime-cpu" or probe_cuda_device().gpu is not None:
+        executed, profile = execute_once(record, path)
+        check_execution(record.target, executed, profile.kernels, shipped)
     layers = _under_shipped_names(layer_dtypes(executed), shipped)
     _check_layers(record, request, layers, shipped)
     _check_storage(record, request, shipped)
@@ -79,25 +81,6 @@ def attest_onnxruntime(record: EngineRecord, request: BuildRequest) -> EngineRec
         compute_dtype=counts.most_common(1)[0][0] if counts else "float32",
         tools={"onnxruntime": require("onnxruntime", purpose="naming its version").__version__},
     )
-
-
-def _executed_graph(record: EngineRecord, path: Path) -> ModelProto:
-    onnx = require("onnx", purpose="reading an engine's layers back")
-    onnxruntime = require("onnxruntime", purpose=f"attesting an {record.target} engine")
-    with tempfile.TemporaryDirectory() as directory:
-        optimized = Path(directory, "optimized.onnx")
-        options = session_options()
-        options.optimized_model_filepath = str(optimized)
-        try:
-            session = onnxruntime.InferenceSession(
-                path.read_bytes(), options, providers=provider_list(record.target, record.compute_dtype)
-            )
-        except Exception as error:  # ONNX Runtime raises RuntimeError, ValueError and types of its own
-            reason = str(error).partition("\n")[0]
-            raise ExportError(f"ONNX Runtime cannot load the graph for {record.target}: {reason}") from error
-        check_provider(record.target, session.get_providers())
-        model: ModelProto = onnx.load(optimized)
-    return model
 
 
 def _check_layers(
