@@ -76,6 +76,8 @@ class Findings:
         Name of the card in the bundle.
     calibration : CalibrationSet or None
         Images that 8-bit ranges come from.
+    left_out : mapping of str to str
+        Engine that was tried beside others of its target, and is not in the bundle -> why.
     notes : tuple of str
         Further sentences for a reader of the manifest.
     """
@@ -88,6 +90,7 @@ class Findings:
     skipped: Mapping[str, str] = field(default_factory=dict)
     model_card: str | None = None
     calibration: CalibrationSet | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -140,7 +143,8 @@ def assemble_manifest(
     engines = tuple(
         Engine.from_record(engine.record, _engine_gate(engine, findings.decisions)) for engine in findings.engines
     )
-    notes = (*_NOTES, *findings.notes)
+    left_out = (f"Tried and left out: {name}: {reason}." for name, reason in findings.left_out.items())
+    notes = (*_NOTES, *findings.notes, *left_out)
     return Manifest(
         product=Product(name="unetx-opt", version=__version__),
         variant=options.variant,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -50,6 +50,14 @@ class GateFailureError(GateError):
     def __init__(self, message: str, targets: tuple[str, ...]) -> None:
         super().__init__(message)
         self.targets = targets
+
+
+@dataclass(frozen=True, slots=True)
+class _Built:
+    """Engines of all targets, and what their builders tried beside them: name -> why it is no candidate."""
+
+    engines: tuple[BuiltEngine, ...]
+    left_out: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +109,11 @@ class Attempt:
         ExportError
             An engine cannot be built, or is not what was asked for.
         """
-        engines, notes = self._build_watched(model, graphs, targets, images)
+        built, notes = self._build_watched(model, graphs, targets, images)
+        engines, left_out = built.engines, dict(built.left_out)
         card = self._copy_card()
         if images is None:
-            return Findings(graphs, engines, model_card=card, notes=notes)
+            return Findings(graphs, engines, model_card=card, left_out=left_out, notes=notes)
         setup = GateSetup(
             name=self.options.gate_name,
             class_names=label_names(self.checkpoint)[1:],
@@ -115,15 +124,28 @@ class Attempt:
         )
         evaluation = evaluate_engines(engines, model, images, self.contract, setup)
         kept = _keep_passing(engines, evaluation)
+        failing = (engine.name for engine in engines if engine not in kept)
+        left_out |= {name: explain_failure(evaluation.decisions[name], shown=1) for name in failing}
         self._write_evidence(evaluation, engines, kept, images)
         return Findings(
-            graphs, kept, evaluation.decisions, evaluation.measurement, images, model_card=card, notes=notes
+            graphs,
+            kept,
+            evaluation.decisions,
+            evaluation.measurement,
+            images,
+            model_card=card,
+            left_out=left_out,
+            notes=notes,
         )
 
     def build_engines(
         self, targets: Sequence[TargetRow], graphs: GraphSet, directory: Path
     ) -> tuple[BuiltEngine, ...]:
         """Build the engines of all targets under a directory."""
+        return self._build(targets, graphs, directory).engines
+
+    def _build(self, targets: Sequence[TargetRow], graphs: GraphSet, directory: Path) -> _Built:
+        left_out: dict[str, str] = {}
         request = BuildRequest(
             graph_fp32=graphs.fp32,
             graph=graphs.typed,
@@ -135,6 +157,7 @@ class Attempt:
             graph_gated=graphs.gated,
             compute_capabilities=self.options.compute_capabilities,
             options=self.options.target_options,
+            leave_out=left_out.__setitem__,
         )
         records: list[EngineRecord] = []
         sources: list[Path] = []
@@ -146,20 +169,20 @@ class Attempt:
             # CPU targets lack float16 arithmetic, and take the graph that only stores it.
             source = graphs.stored if self._reads_stored(row) else graph
             sources.extend(row.judged_graph(record, source) for record in built)
-        return name_engines(records, sources, self.host)
+        return _Built(name_engines(records, sources, self.host), left_out)
 
     def _build_watched(
         self, model: UNet, graphs: GraphSet, targets: Sequence[TargetRow], images: GateImages | None
-    ) -> tuple[tuple[BuiltEngine, ...], tuple[str, ...]]:
+    ) -> tuple[_Built, tuple[str, ...]]:
         """Build engines that compute what they should at every junction, if need be with fusions broken there."""
         if not self.options.compare:
-            return self.build_engines(targets, graphs, self.directory), ("Nothing was compared with PyTorch.",)
-        engines, rows = self._watch(model, graphs, targets, images)
+            return self._build(targets, graphs, self.directory), ("Nothing was compared with PyTorch.",)
+        built, rows = self._watch(model, graphs, targets, images)
         problem = explain_junction(rows)
         notes: tuple[str, ...] = ()
         if problem is not None:
             break_fusions(graphs)
-            engines, rows = self._watch(model, graphs, targets, images, unfused=True)
+            built, rows = self._watch(model, graphs, targets, images, unfused=True)
             remaining = explain_junction(rows)
             if remaining is not None:
                 raise ExportError(
@@ -171,7 +194,7 @@ class Attempt:
         evidence.mkdir(exist_ok=True)
         document = {"schema_version": 1, "rows": rows_to_json(rows)}
         (evidence / "junctions.json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
-        return engines, notes
+        return built, notes
 
     def _watch(
         self,
@@ -181,9 +204,9 @@ class Attempt:
         images: GateImages | None,
         *,
         unfused: bool = False,
-    ) -> tuple[tuple[BuiltEngine, ...], tuple[JunctionRow, ...]]:
+    ) -> tuple[_Built, tuple[JunctionRow, ...]]:
         shutil.rmtree(self.directory / "engines", ignore_errors=True)
-        engines = self.build_engines(targets, graphs, self.directory)
+        built = self._build(targets, graphs, self.directory)
         self.report("junctions", 0, 1)
         request = GraphRequest(
             self.options.precision,
@@ -194,12 +217,12 @@ class Attempt:
             compress_weights=graphs.compressed,
         )
         inputs = SentinelInputs(model, "trained", graphs.junctions, watch_images(request), self.directory)
-        rows = [row for engine in engines for row in watch_engine(engine, inputs)]
+        rows = [row for engine in built.engines for row in watch_engine(engine, inputs)]
         if images is not None and unfused not in self.random_rows:
             found = watch_random(self.checkpoint.spec, request, targets, self.build_engines, unfused=unfused)
             self.random_rows[unfused] = found
         rows.extend(self.random_rows.get(unfused, ()))
-        return engines, tuple(rows)
+        return built, tuple(rows)
 
     def _reads_stored(self, row: TargetRow) -> bool:
         return row.scheme == "cpu" and self.options.precision is not Precision.INT8

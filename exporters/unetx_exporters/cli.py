@@ -175,6 +175,8 @@ def _print(result: BuildResult) -> None:
         )
     for layer, reason in result.kept.items():
         click.echo(f"wider    {layer}: {reason}")
+    for engine_name, reason in result.left_out.items():
+        click.echo(f"left out {engine_name}: {reason}")
     for target, reason in result.skipped.items():
         click.echo(f"skipped  {target}: {reason}")
     if result.gate_report is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -11,6 +11,10 @@ from typing import Any
 from unetx_opt.specs import Precision
 
 __all__ = ["BuildRequest"]
+
+
+def _tell_nobody(engine: str, reason: str) -> None:
+    del engine, reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,8 @@ class BuildRequest:
         CUDA compute capabilities asked for, such as "8.6"; CPU targets ignore them.
     options : mapping of str to object
         Settings of single targets, each named and read by its own builder.
+    leave_out : callable
+        Told the name of an alternative engine that a builder tried and does not offer, and why.
     """
 
     graph_fp32: Path
@@ -58,3 +64,4 @@ class BuildRequest:
     graph_gated: Path | None = None
     compute_capabilities: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    leave_out: Callable[[str, str], None] = _tell_nobody

@@ -59,6 +59,8 @@ class BuildResult:
         In the order in which the runtime would take them within a target.
     skipped : mapping of str to str
         Target -> why it was not built.
+    left_out : mapping of str to str
+        Engine that was tried beside others of its target, and is not in the bundle -> why.
     gate : str
         Name of the gate, or "off".
     gate_data : str or None
@@ -77,6 +79,7 @@ class BuildResult:
     size_px: int
     engines: tuple[EngineSummary, ...]
     skipped: Mapping[str, str]
+    left_out: Mapping[str, str]
     gate: str
     gate_data: str | None
     gate_report: str | None
@@ -109,6 +112,7 @@ def summarize_build(
         size_px=size_px,
         engines=tuple(_summarize_engine(engine, findings) for engine in findings.engines),
         skipped=findings.skipped,
+        left_out=findings.left_out,
         gate=options.gate_name,
         gate_data=None if findings.images is None else findings.images.data,
         gate_report=report if report is None or options.archive else str(options.output / report),

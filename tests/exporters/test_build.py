@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,7 +21,9 @@ import torch
 from onnx import numpy_helper
 
 from unetx_exporters import attempt, pipeline
+from unetx_exporters.evaluation import Evaluation, evaluate_engines
 from unetx_exporters.onnxruntime import build as ort_build
+from unetx_exporters.openvino import build as openvino_build
 from unetx_exporters.options import BuildOptions
 from unetx_exporters.pipeline import build_bundle
 from unetx_exporters.request import BuildRequest
@@ -31,6 +34,7 @@ from unetx_opt.cli.main import main
 from unetx_opt.errors import ExportError, GateError, SpecError, UnetxError
 from unetx_opt.imaging.phantom import chest_phantom
 from unetx_opt.imaging.preprocess import prepare_image
+from unetx_opt.metrics.gates import decide_gate
 from unetx_opt.models.checkpoint import load_model, read_checkpoint, write_checkpoint
 from unetx_opt.runtime import open_bundle
 from unetx_opt.runtime.sessions.table import SESSIONS
@@ -175,6 +179,45 @@ def test_an_engine_that_is_not_the_model_fails_the_gate_with_exit_3_and_leaves_n
     assert "onnxruntime-cpu: gate strict fails on 24 images" in error
     assert "image phantom-0-" in error
     assert list(tmp_path.iterdir()) == []
+
+
+def _offer_two_more(request: BuildRequest) -> tuple[EngineRecord, ...]:
+    """Build an engine with float32 arithmetic, call it one with bfloat16 too, and tell of one with float16."""
+    record = _real_openvino_build(request)[0]
+    request.leave_out("openvino-cpu f16", "1 of 9 layers computes in float32")
+    return record, dataclasses.replace(record, settings={"inference_precision": "bf16"})
+
+
+_real_openvino_build = openvino_build.build_openvino_cpu
+
+
+def test_an_arithmetic_that_is_left_out_beside_another_is_named_with_its_reason(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def evaluate(*asked: Any) -> Evaluation:
+        found = evaluate_engines(*asked)
+        drifts = found.measurement.drifts["openvino-cpu bf16"]
+        failed = decide_gate("strict", [dataclasses.replace(drift, hausdorff_shift_px=9.0) for drift in drifts])
+        return dataclasses.replace(found, decisions={**found.decisions, "openvino-cpu bf16": failed})
+
+    monkeypatch.setattr(openvino_build, "build_openvino_cpu", _offer_two_more)
+    monkeypatch.setattr(attempt, "evaluate_engines", evaluate)
+    monkeypatch.setattr(attempt, "watch_engine", lambda engine, inputs: ())
+    monkeypatch.setattr(attempt, "watch_random", lambda *asked, **how: ())
+    arguments = ["build", "--variant", "attention", "--precision", "fp16", "--target", "openvino-cpu"]
+    arguments += ["--checkpoint", str(tiny_checkpoint), "--size", str(SIZE_PX), "-o", str(tmp_path / "x")]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out.splitlines()
+    reason = "gate strict fails on 24 images: lungs: "
+    assert "left out openvino-cpu f16: 1 of 9 layers computes in float32" in printed
+    (line,) = [line for line in printed if line.startswith(f"left out openvino-cpu bf16: {reason}")]
+    assert " is 9, expected <= " in line
+    with open_verified(tmp_path / "x") as bundle:
+        (engine,) = bundle.manifest.engines
+        notes = [note for note in bundle.manifest.notes if note.startswith("Tried and left out: ")]
+    assert engine.settings == {"inference_precision": "f32"}
+    assert notes[0] == "Tried and left out: openvino-cpu f16: 1 of 9 layers computes in float32."
+    assert notes[1].startswith(f"Tried and left out: openvino-cpu bf16: {reason}")
 
 
 @pytest.fixture

@@ -89,7 +89,8 @@ def check_layers(record: EngineRecord, layers: Iterable[ExecutedLayer], asked: M
     ExportError
         Layers have another type; they are listed.
     """
-    hinted = _HINTED[record.settings["inference_precision"]]
+    hint = record.settings["inference_precision"]
+    hinted = _HINTED[hint]
     arithmetic = [layer for layer in layers if layer.is_arithmetic]
     wrong = []
     for layer in arithmetic:
@@ -98,10 +99,11 @@ def check_layers(record: EngineRecord, layers: Iterable[ExecutedLayer], asked: M
             wrong.append(f"{layer.names[0] if layer.names else layer.kind} ({expected} asked, {layer.dtype})")
     if wrong:
         shown = ", ".join(wrong[:8]) + (f" and {len(wrong) - 8} more" if len(wrong) > 8 else "")
+        # Of another hint than f32 a build takes no harm: it goes on without that candidate.
+        advice = "; check the graph's Q/DQ pairs, or leave the target out" if hint == "f32" else ""
         raise ExportError(
-            f"{record.target} with {record.settings['inference_precision']}: {len(wrong)} of {len(arithmetic)} "
-            f"layers do not compute in the type asked for: {shown}; check the graph's Q/DQ pairs, or leave the "
-            "target out"
+            f"{record.target} {hint}: {len(wrong)} of {len(arithmetic)} layers do not compute in the type asked for: "
+            f"{shown}{advice}"
         )
 
 

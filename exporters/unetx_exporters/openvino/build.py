@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -45,8 +44,8 @@ def build_openvino_cpu(request: BuildRequest) -> tuple[EngineRecord, ...]:
     -------
     tuple of EngineRecord
         One for each of `candidates` whose every layer computes as its hint says, attested; float32 arithmetic
-        always is one of them. They share ``model.xml`` and ``model.bin`` and differ in their
-        settings; a bundle keeps the fastest one that passes its gate.
+        always is one of them, and `leave_out` is told of the others. They share ``model.xml`` and ``model.bin``
+        and differ in their settings; a bundle keeps those that pass its gate, the fastest first.
 
     Raises
     ------
@@ -63,8 +62,11 @@ def build_openvino_cpu(request: BuildRequest) -> tuple[EngineRecord, ...]:
     for record in faster:
         # A narrower arithmetic is an offer of this builder's, not something that was asked for: one that the
         # plugin keeps only in part is no candidate.
-        with contextlib.suppress(ExportError):
+        try:
             records.append(attest_openvino(record, request))
+        except ExportError as error:
+            name = f"{TARGET} {record.settings['inference_precision']}"
+            request.leave_out(name, str(error).removeprefix(f"{name}: "))
     return tuple(records)
 
 

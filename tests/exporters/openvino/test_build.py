@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
@@ -82,11 +83,11 @@ def test_arithmetic_that_the_cpu_lacks_is_found_out(make_request: Requests) -> N
     request = make_request("fp16")
     (first, *_) = build_openvino_cpu(request)
     asked = EngineRecord(first.target, first.files, settings={"inference_precision": "f16"})
-    with pytest.raises(ExportError, match=r"with f16: 5 of 5 layers .* down \(float16 asked, "):
+    with pytest.raises(ExportError, match=r"openvino-cpu f16: 5 of 5 layers .* down \(float16 asked, "):
         attest_openvino(asked, request)
 
 
-def test_an_arithmetic_that_the_plugin_does_not_keep_is_no_candidate(
+def test_an_arithmetic_that_the_plugin_does_not_keep_is_no_candidate_and_the_reason_is_told(
     make_request: Requests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import openvino
@@ -94,7 +95,13 @@ def test_an_arithmetic_that_the_plugin_does_not_keep_is_no_candidate(
     if "FP16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this CPU has float16 arithmetic")
     monkeypatch.setattr(build, "_plugin_capabilities", lambda: frozenset({"FP32", "FP16"}))
-    assert _hints(build_openvino_cpu(make_request("fp16"))) == ["f32"]
+    told: dict[str, str] = {}
+    request = dataclasses.replace(make_request("fp16"), leave_out=told.__setitem__)
+    assert _hints(build_openvino_cpu(request)) == ["f32"]
+    ((name, reason),) = told.items()
+    assert name == "openvino-cpu f16"
+    assert reason.startswith("5 of 5 layers do not compute in the type asked for: down (float16 asked, ")
+    assert "leave the target out" not in reason
 
 
 def test_int8_that_would_run_in_floating_point_is_refused(make_request: Requests, tiny_unet: Any) -> None:

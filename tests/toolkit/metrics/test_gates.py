@@ -281,6 +281,16 @@ def test_a_failure_says_which_rule_by_how_much_and_on_which_image():
     )
 
 
+def test_a_failure_of_many_rules_can_be_cut_to_the_first_and_counts_the_others():
+    decision = decide_gate("strict", images(24, 3, dice_engine_vs_truth=0.5, hausdorff_shift_px=9.0))
+    assert len(decision.failures) == 4
+    whole, cut = explain_failure(decision), explain_failure(decision, shown=1)
+    assert whole.count("off by") == 4
+    assert whole.startswith(cut.removesuffix("; and 3 more"))
+    assert cut.endswith("; and 3 more") and cut.count("off by") == 1
+    assert explain_failure(decision, shown=4) == whole
+
+
 def test_decisions_and_drifts_are_plain_json_without_infinity():
     decision = decide_gate("strict", images(24, 3, hausdorff_shift_px=math.inf))
     text = json.dumps(decision_to_json(decision), allow_nan=False)

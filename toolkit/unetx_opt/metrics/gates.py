@@ -160,21 +160,26 @@ def decide_gate(name: str, drifts: Sequence[ImageDrift]) -> GateDecision:
     )
 
 
-def explain_failure(decision: GateDecision) -> str:
+def explain_failure(decision: GateDecision, shown: int | None = None) -> str:
     """Say in one line which rules failed, by how much, and on which image.
 
     Parameters
     ----------
     decision : GateDecision
         One that did not pass.
+    shown : int, optional
+        How many rules are listed, in the order of the gate; the others are counted. Without it, all.
     """
     parts = []
-    for row in decision.failures:
+    for row in decision.failures[:shown]:
         where = f" (image {row.worst_image})" if row.worst_image else ""
         parts.append(
             f"{row.class_name}: {row.description} is {row.value:.6g}, "
             f"expected {row.comparison} {row.limit:g}, off by {abs(row.value - row.limit):.3g}{where}"
         )
+    more = len(decision.failures) - len(parts)
+    if more:
+        parts.append(f"and {more} more")
     return f"gate {decision.name} fails on {decision.image_count} images: " + "; ".join(parts)
 
 
