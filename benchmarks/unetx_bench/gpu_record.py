@@ -8,13 +8,16 @@ not run and why.
 The weights are random: latency does not depend on them; accuracy is neither measured nor claimed, and the engines are
 not compared with PyTorch while they are built.
 
-All bundles are built first, several at once and each in a process of its own, so that nothing else runs while one is
-timed. What was measured lies on the disk after every variant; `--deadline` ends the run between two of them.
+All bundles are built first, several at once, so that nothing else runs while one is timed. Each is built, and each
+variant timed, in a process of its own: what hangs, crashes or breaks the device's context takes nothing else with it.
+A variant whose run fails is timed once more without peers. Variants with a network of their own come first;
+`--deadline` ends the run, and the record, which is on the disk after every variant, names what was not reached.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import datetime
 import itertools
 import json
@@ -27,17 +30,15 @@ from typing import Any, Final
 
 import click
 
-from unetx_bench.benchmark import run_benchmark
 from unetx_bench.environment import capture_environment
 from unetx_bench.errors import MeasurementError
 from unetx_bench.gpu_record_build import BuildOrder, build_apart
-from unetx_bench.measurement import MeasureOptions
+from unetx_bench.gpu_record_measure import MeasureOrder, measure_apart
 from unetx_bench.peers import PEERS
 from unetx_bench.report import REPORT_NAME
-from unetx_bench.request import BenchRequest
 from unetx_exporters.targets import TARGETS
-from unetx_opt.files import scratch_directory, staged_directory
-from unetx_opt.models.variants import VARIANTS
+from unetx_opt.files import scratch_directory, staged_directory, write_file
+from unetx_opt.models.variants import VARIANTS, variant_spec
 from unetx_opt.optional import require
 from unetx_opt.specs import Precision
 
@@ -65,8 +66,10 @@ class RecordRequest:
         Bundles that are built at once.
     build_seconds : float
         Most time of building one.
+    variant_seconds : float
+        Most time of timing one variant.
     deadline_seconds : float
-        From the start; no measurement begins later.
+        From the start; no measurement goes on later.
     """
 
     variants: tuple[str, ...] = tuple(VARIANTS)
@@ -78,6 +81,7 @@ class RecordRequest:
     seconds: float = 60.0
     jobs: int = 4
     build_seconds: float = 900.0
+    variant_seconds: float = 3600.0
     deadline_seconds: float = 86400.0
 
 
@@ -93,6 +97,7 @@ class RecordRequest:
 @click.option("--seconds", type=click.FloatRange(0.1), default=60.0, show_default=True, help="Of one measurement.")
 @click.option("--jobs", type=click.IntRange(1), default=4, show_default=True, help="Bundles built at once.")
 @click.option("--build-seconds", type=click.FloatRange(1), default=900.0, show_default=True, help="Of one bundle.")
+@click.option("--variant-seconds", type=click.FloatRange(1), default=3600.0, show_default=True, help="Of timing one.")
 @click.option("--deadline", "deadline_seconds", type=click.FloatRange(1), default=86400.0, help="Of the whole run.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True, help="Parent folder."
@@ -125,31 +130,44 @@ def make_record(request: RecordRequest, folder: Path, note: Note = lambda text: 
         The content of ``gpu-record.json``.
     """
     begun = time.monotonic()
-    reports: dict[str, str] = {}
+    record: dict[str, Any] = {
+        "schema_version": 1,
+        "what": "latency with random weights; accuracy is neither measured nor claimed",
+        "request": asdict(request),
+        "environment": asdict(capture_environment()),
+        "reports": {},
+        "did_not_run": {},
+    }
     with staged_directory(folder) as staging, scratch_directory(folder.parent / f"{folder.name}.work") as scratch:
         checkpoints = {variant: _make_checkpoint(request, variant, scratch) for variant in request.variants}
-        bundles, did_not_run = _build_all(request, checkpoints, scratch, note)
-        for variant in request.variants:
+        bundles, failed = _build_all(request, checkpoints, scratch, note)
+        record["did_not_run"] |= failed
+        for variant in _new_networks_first(request):
+            output = scratch / f"{variant}-report"
+            left_s = begun + request.deadline_seconds - time.monotonic()
             try:
-                if time.monotonic() - begun > request.deadline_seconds:
-                    raise MeasurementError(f"the time was up: {request.deadline_seconds:.0f} s")
-                output = scratch / f"{variant}-report"
-                did_not_run |= _measure_variant(request, bundles[variant], checkpoints[variant], output, note)
-            except Exception as error:  # whatever a driver, a builder or a peer raises is a finding of the record
-                did_not_run[variant] = _one_line(error)
+                found = _measure_variant(request, bundles[variant], checkpoints[variant], output, left_s)
+            except MeasurementError as error:
+                record["did_not_run"][variant] = str(error)
+                note(f"not measured: {variant}: {error}")
             else:
-                reports[variant] = f"{variant}/{REPORT_NAME}"
+                record["did_not_run"] |= {f"{variant}: {name}": reason for name, reason in found.items()}
+                record["reports"][variant] = f"{variant}/{REPORT_NAME}"
                 shutil.move(output, staging / variant)
-        record = {
-            "schema_version": 1,
-            "what": "latency with random weights; accuracy is neither measured nor claimed",
-            "request": asdict(request),
-            "environment": asdict(capture_environment()),
-            "reports": reports,
-            "did_not_run": did_not_run,
-        }
-        (staging / "gpu-record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="ascii")
+                note(f"measured {variant}")
+            write_file(staging / "gpu-record.json", (json.dumps(record, indent=1) + "\n").encode("ascii"))
     return record
+
+
+def _new_networks_first(request: RecordRequest) -> list[str]:
+    """Order the variants: where time runs out, it is in those whose network another one has, too."""
+    specs: list[Any] = []
+    repeated: dict[str, bool] = {}
+    for variant in request.variants:
+        spec = variant_spec(variant, width=request.width)
+        repeated[variant] = spec in specs
+        specs.append(spec)
+    return sorted(request.variants, key=lambda variant: repeated[variant])
 
 
 def _build_all(
@@ -180,16 +198,26 @@ def _build_all(
 
 
 def _measure_variant(
-    request: RecordRequest, bundles: list[Path], checkpoint: Path, output: Path, note: Note
+    request: RecordRequest, bundles: list[Path], checkpoint: Path, output: Path, left_s: float
 ) -> dict[str, str]:
-    """Time all bundles of a variant in one run; gives what did not run."""
+    """Time all bundles of a variant in one run, if need be once more without peers; gives what did not run."""
     if not bundles:
         raise MeasurementError("none of its bundles could be built")
-    measure = MeasureOptions(maximum_seconds=request.seconds)
-    asked = BenchRequest(tuple(bundles), output, measure, (checkpoint,), request.peers, images=0)
-    report = run_benchmark(asked, note)
-    # Each bundle was built for one target: that it lacks the others is no finding.
-    return {name: reason for name, reason in report.not_measured.items() if not reason.startswith("not built: ")}
+    late = f"the time was up: {request.deadline_seconds:.0f} s"
+    if left_s <= 0.0:
+        raise MeasurementError(late)
+    begun = time.monotonic()
+    paths = tuple(str(bundle) for bundle in bundles)
+    order = MeasureOrder(paths, str(checkpoint), str(output), request.peers, request.seconds)
+    try:
+        return measure_apart(order, min(request.variant_seconds, left_s))
+    except MeasurementError as error:
+        left_s -= time.monotonic() - begun
+        if not request.peers or left_s <= 0.0:
+            raise MeasurementError(late if left_s <= 0.0 else str(error)) from error
+        shutil.rmtree(output, ignore_errors=True)
+        alone = dataclasses.replace(order, peers=())
+        return {"peers": str(error)} | measure_apart(alone, min(request.variant_seconds, left_s))
 
 
 def _make_checkpoint(request: RecordRequest, variant: str, scratch: Path) -> Path:
@@ -198,7 +226,7 @@ def _make_checkpoint(request: RecordRequest, variant: str, scratch: Path) -> Pat
     from unetx_opt.models.checkpoint import write_checkpoint
     from unetx_opt.models.postprocess import METADATA_KEY, StepRecord, step_metadata
     from unetx_opt.models.unet import build_model
-    from unetx_opt.models.variants import get_variant, variant_spec
+    from unetx_opt.models.variants import get_variant
 
     path = scratch / f"{variant}.safetensors"
     require("torch", purpose="making the models of the record").manual_seed(0)
@@ -208,10 +236,6 @@ def _make_checkpoint(request: RecordRequest, variant: str, scratch: Path) -> Pat
     metadata = {} if step is None else {METADATA_KEY: step_metadata(StepRecord(step, parameters[step]))}
     write_checkpoint(path, build_model(variant_spec(variant, width=request.width)), variant, metadata)
     return path
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from unetx_bench import agreement, gpu_record, self_check
+from unetx_bench import agreement, self_check
 from unetx_bench.energy import COUNTERS, EnergyCounter, measure_energy
 from unetx_bench.errors import MeasurementError
 from unetx_bench.measure import measure_interleaved
@@ -168,37 +168,3 @@ def test_a_counter_that_cannot_be_read_says_why() -> None:
                 measure_energy(int, counter)
             return
     pytest.skip("this machine has every counter")
-
-
-def test_the_gpu_record_names_what_did_not_run_and_why(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'unetx-opt[export]'")
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    request = gpu_record.RecordRequest(
-        variants=("unet",),
-        precisions=("fp32",),
-        targets=("onnxruntime-cpu", "onnxruntime-cuda"),
-        peers=("torch-eager", "torch-cuda-graph-fp16"),
-        width=2,
-        size_px=64,
-        seconds=1.0,
-    )
-    record = gpu_record.make_record(request, tmp_path / "record")
-    assert record["reports"] == {"unet": "unet/report.json"}
-    assert (tmp_path / "record" / "unet" / "report.json").is_file()
-    assert "unet-fp32-onnxruntime-cuda" in record["did_not_run"]
-    assert any("torch-cuda-graph-fp16" in name for name in record["did_not_run"])
-    assert json.loads((tmp_path / "record" / "gpu-record.json").read_text(encoding="ascii")) == json.loads(
-        json.dumps(record)
-    )
-
-
-def test_the_gpu_record_builds_no_int8_for_a_target_without_8_bit_convolutions(tmp_path: Path) -> None:
-    pytest.importorskip("torch", reason="torch is not installed: pip install 'unetx-opt[export]'")
-    request = gpu_record.RecordRequest(
-        variants=("unet",), precisions=("int8",), targets=("onnxruntime-cuda",), width=2, size_px=64
-    )
-    lines: list[str] = []
-    record = gpu_record.make_record(request, tmp_path / "record", lines.append)
-    assert record["did_not_run"]["unet-int8-onnxruntime-cuda"] == "onnxruntime-cuda has no 8-bit convolution"
-    assert lines == []  # nothing was built, or failed to be

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,3 +119,21 @@ def test_elsewhere_openvino_tells_what_the_cpu_can(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(host_module, "require", lambda module, *, purpose: Module)
     assert host_module._cpu_features({"openvino": "2026"}) == {"bf16"}
     assert host_module._cpu_features({}) == frozenset()
+
+
+def test_of_two_distributions_of_a_module_the_one_that_is_imported_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place, distribution, version in (("near", "onnxruntime_gpu", "9.1"), ("far", "onnxruntime", "9.2")):
+        information = tmp_path / place / f"{distribution}-{version}.dist-info"
+        information.mkdir(parents=True)
+        (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+        (tmp_path / place / "onnxruntime").mkdir()
+        (tmp_path / place / "onnxruntime" / "__init__.py").write_text("def get_available_providers(): return []\n")
+        monkeypatch.syspath_prepend(str(tmp_path / place))
+    monkeypatch.syspath_prepend(str(tmp_path / "near"))
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    assert probe_host().packages["onnxruntime"] == "9.1"
+    # Once it is imported, it says itself what it is: two in one place have written over each other.
+    monkeypatch.setattr(sys.modules["onnxruntime"], "__version__", "9.3", raising=False)
+    assert probe_host().packages["onnxruntime"] == "9.3"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import platform
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -104,11 +106,17 @@ def _is_installed(module: str) -> bool:
 
 
 def _version(module: str) -> str:
-    for distribution in _DISTRIBUTIONS.get(module, (module,)):
-        try:
-            return importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    names = _DISTRIBUTIONS.get(module, (module,))
+    # Of several distributions of one module, one over the other or in different places, what is imported counts.
+    if len(names) > 1 and hasattr(sys.modules.get(module), "__version__"):
+        return str(sys.modules[module].__version__)
+    spec = importlib.util.find_spec(module)
+    nearest = [] if spec is None or spec.origin is None else [str(Path(spec.origin).parents[1])]
+    for folders in (nearest, sys.path):
+        for name in names:
+            found = next(iter(importlib.metadata.distributions(name=name, path=folders)), None)
+            if found is not None:
+                return found.version
     return "unknown"
 
 
