@@ -22,9 +22,11 @@ _CPUINFO: Final = Path("/proc/cpuinfo")
 #: Module -> the distributions that may have brought it, where they are not named like it.
 _DISTRIBUTIONS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
+        "cuda": ("cuda-bindings", "cuda-python"),
         "cyclonedx": ("cyclonedx-python-lib",),
         "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml"),
         "pydensecrf": ("pydensecrf2", "pydensecrf"),
+        "pynvml": ("nvidia-ml-py", "pynvml"),
         "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
         "tensorrt_rtx": ("tensorrt-rtx",),
     }
