@@ -3,8 +3,9 @@
     python -m unetx_bench.node_latency BUNDLE -o node-latency.json
 
 starts ``unetx-opt serve`` and an Orthanc on loopback, sends CRs of 1955 x 1841 pixels one at a time, and reads from
-the node's own journal when each was received (before it is acknowledged) and when Orthanc had its segmentation. After
-each send, while the node rests, the engine is timed in this process on the same image.
+the node's own journal when each was received (before it is acknowledged) and when Orthanc had its segmentation, and
+from its log what its stages took, the engine's call among them. After each send, while the node rests, the engine is
+timed in this process on the same image, too.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import functools
 import io
 import json
+import re
 import shutil
 import socket
 import sqlite3
@@ -105,8 +107,8 @@ def measure(bundle: Path, folder: Path, sends: int) -> dict[str, Any]:
     Returns
     -------
     dict
-        Milliseconds of every send: from received to stored, from the begin of the send to its acknowledgement, and of
-        the engine alone; the engine's target and arithmetic, and versions.
+        Milliseconds of every send: from received to stored, from the begin of the send to its acknowledgement, of the
+        engine alone, and of the stages within the node; the engine's target and arithmetic, and versions.
 
     Raises
     ------
@@ -132,7 +134,15 @@ def measure(bundle: Path, folder: Path, sends: int) -> dict[str, Any]:
             if index >= 0:
                 for name, value in zip(found, (stored_ms, sent_ms, engine_ms), strict=False):
                     found[name].append(value)
+        found["node_stages_ms"] = _read_stages(folder / "node.log")[-sends:]
     return found
+
+
+def _read_stages(log: Path) -> list[dict[str, float]]:
+    """Read what the stages of every image took, in the order in which they were done."""
+    messages = (json.loads(line)["message"] for line in log.read_text().splitlines() if line.startswith("{"))
+    rows = (message.partition(" ms: ")[2] for message in messages if message.startswith("segmented "))
+    return [{name: float(took_ms) for name, took_ms in re.findall(r"(\w+) (\d+)", row)} for row in rows]
 
 
 @contextlib.contextmanager
@@ -256,9 +266,13 @@ def main(bundle: Path, output: Path, sends: int) -> None:
     before = capture_state()
     with scratch_directory(output.parent / f"{output.name}.work") as folder:
         found = measure(bundle.resolve(), folder, sends)
-    over = [all_ - own for all_, own in zip(found["received_to_stored_ms"], found["engine_ms"], strict=True)]
+    in_node = [stages["infer"] for stages in found["node_stages_ms"]]
+    over = {
+        name: [all_ - own for all_, own in zip(found["received_to_stored_ms"], engine, strict=True)]
+        for name, engine in (("over_engine_ms", found["engine_ms"]), ("over_engine_in_node_ms", in_node))
+    }
     environment = capture_environment()
-    rows = {name: found[name] for name in _TIMES} | {"over_engine_ms": over}
+    rows = {name: found[name] for name in _TIMES} | {"engine_in_node_ms": in_node} | over
     summary = {name: _summarize(samples) for name, samples in rows.items()}
     record = {
         "what": f"a CR of {SHAPE[0]} x {SHAPE[1]} pixels, from received to stored in Orthanc, and the engine alone",

@@ -28,6 +28,12 @@ def test_every_send_is_timed_and_takes_longer_than_its_engine(tmp_path: Path, sm
         assert stored > engine > 0
     over = [all_ - own for all_, own in zip(samples["received_to_stored_ms"], samples["engine_ms"], strict=True)]
     assert summary["over_engine_ms"]["median"] == pytest.approx(sum(over) / 2)
+    for stored, stages in zip(samples["received_to_stored_ms"], samples["node_stages_ms"], strict=True):
+        assert set(stages) >= {"read", "prepare", "infer", "restore", "results"}
+        assert sum(stages.values()) < stored + len(stages)  # each is rounded to a millisecond
+    in_node = [stages["infer"] for stages in samples["node_stages_ms"]]
+    assert summary["engine_in_node_ms"]["most"] == max(in_node)
+    assert summary["over_engine_in_node_ms"]["most"] <= max(samples["received_to_stored_ms"]) - min(in_node)
     assert summary["over_engine_ms"]["median_ci95"] is None, "two samples enclose no median with 95 %"
     assert record["state_before"]["load_average"]
     assert all(samples["versions"][name] for name in ("unetx-opt", "orthanc"))

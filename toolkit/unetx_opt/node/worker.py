@@ -114,7 +114,7 @@ class Worker:
     def _finish(self, receipt: Receipt) -> None:
         journal, started = self._parts.journal, time.monotonic()
         try:
-            results = self._make_results(receipt)
+            results, timings_ms = self._make_results(receipt)
         except ImageError as error:
             self._refuse(receipt, str(error))
             return
@@ -130,17 +130,23 @@ class Worker:
             queued = [(result, self._destinations(result.kind)) for result in results]
             mark_done(journal, receipt, queued, time.time())
             observe(journal, "unetx_processing_seconds", time.monotonic() - started)
-        _LOG.info("segmented %s in %.0f ms", receipt.receipt_id, (time.monotonic() - started) * 1e3)
+        stages = ", ".join(f"{stage} {took_ms:.0f}" for stage, took_ms in timings_ms.items())
+        _LOG.info("segmented %s in %.0f ms: %s", receipt.receipt_id, (time.monotonic() - started) * 1e3, stages)
 
-    def _make_results(self, receipt: Receipt) -> list[QueuedResult]:
+    def _make_results(self, receipt: Receipt) -> tuple[list[QueuedResult], dict[str, float]]:
+        """Give the results, whose files are on the disk, and how long the stages took, in ms."""
         from unetx_opt.dicom.read import ReadOptions
 
         parts, config = self._parts, self._parts.config
+        begun = time.monotonic()
         options = ReadOptions(force=config.work.force, with_source=True)
         image = parts.reader.read(config.state / SPOOL_FOLDER / receipt.spool_name, options)
         if image.sop_instance_uid != receipt.sop_instance_uid:
             raise ImageError("its SOP Instance UID is not the one that it was sent under")
+        timings_ms = {"read": (time.monotonic() - begun) * 1e3}
         segmentation = parts.segmenter.segment(image.pixels, image.spacing_mm, pixel_aspect=image.pixel_aspect)
+        timings_ms |= {stage: took_ms for stage, took_ms in segmentation.timings_ms.items() if stage != "total"}
+        begun = time.monotonic()
         results = []
         for kind, data in self._encode(image, segmentation).items():
             name = f"{receipt.receipt_id}.{kind}.dcm"
@@ -149,7 +155,8 @@ class Worker:
         if config.http.page:
             thumbnails = config.state / THUMBNAILS_FOLDER
             write_thumbnail(thumbnails, receipt.receipt_id, image.pixels, segmentation.labels)
-        return results
+        timings_ms["results"] = (time.monotonic() - begun) * 1e3
+        return results, timings_ms
 
     def _encode(self, image: DicomImage, segmentation: Segmentation) -> Mapping[str, bytes]:
         from unetx_opt.dicom.results.request import Algorithm, Findings, ResultOptions
