@@ -45,8 +45,8 @@ def write_products(model: onnx.ModelProto) -> onnx.ModelProto:
     onnx.ModelProto
         A copy with the same input, output and tensor names. The product carries the name of its convolution, and
         reads (N, H, W, window * C) int8 through one pair with the scale of the convolution's own input: padding is
-        zero, which the grid holds exactly, so that both sum the same integers. A convolution in groups or with a
-        stride other than 1 stays what it is.
+        zero, which the grid holds exactly, so that both sum the same integers. A convolution in groups, with a stride
+        other than 1, with automatic padding or of an image with other than two axes stays what it is.
     """
     made = onnx.ModelProto()
     made.CopyFrom(model)
@@ -109,12 +109,16 @@ class _Writer:
             return None
         stored, scales = self.stored.get(weights.input[0]), self._scales_of(node.input[0])
         attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-        is_plain = attributes.get("group", 1) == 1 and set(attributes.get("strides", ())) <= {1}
-        if stored is None or scales is None or not is_plain:
+        is_plain = (
+            attributes.get("group", 1) == 1
+            and set(attributes.get("strides", ())) <= {1}
+            and attributes.get("auto_pad", b"NOTSET") == b"NOTSET"
+        )
+        if stored is None or len(stored.dims) != 4 or scales is None or not is_plain:
             return None
         codes = onnx.numpy_helper.to_array(stored)
-        dilations = tuple(attributes.get("dilations", (1,) * (codes.ndim - 2)))
-        pads = tuple(attributes.get("pads", (0,) * 2 * (codes.ndim - 2)))
+        dilations = tuple(attributes.get("dilations", (1, 1)))
+        pads = tuple(attributes.get("pads", (0, 0, 0, 0)))
         return _Convolution(node, weights, scales, codes, dilations, pads)
 
     def _scales_of(self, name: str) -> tuple[str, str] | None:

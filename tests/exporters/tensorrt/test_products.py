@@ -118,7 +118,9 @@ def test_windows_that_two_layers_read_are_cut_once() -> None:
     np.testing.assert_array_equal(run(written, image), run(model, image))
 
 
-@pytest.mark.parametrize(("channels", "attributes"), [(4, {"group": 2}), (2, {"strides": [2, 2]})])
+@pytest.mark.parametrize(
+    ("channels", "attributes"), [(4, {"group": 2}), (2, {"strides": [2, 2]}), (2, {"auto_pad": "SAME_UPPER"})]
+)
 def test_what_is_no_plain_convolution_stays_one(channels: int, attributes: dict[str, Any]) -> None:
     nodes, constants = convolution("c", "x", "y", np.ones((4, 2, 3, 3), np.int8), **attributes)
     written = write_products(network(nodes, constants, channels))
