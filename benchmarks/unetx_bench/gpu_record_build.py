@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
 
-from unetx_bench.errors import MeasurementError
+from unetx_bench.apart import run_apart
 from unetx_opt.errors import UnetxError
 from unetx_opt.specs import Precision
 
@@ -51,17 +48,9 @@ def build_apart(order: BuildOrder, limit_s: float) -> None:
     Raises
     ------
     MeasurementError
-        It failed, with its last line, or took longer than `limit_s` seconds.
+        It failed, with its last line, was killed, or took longer than `limit_s` seconds.
     """
-    command = [sys.executable, "-m", "unetx_bench.gpu_record_build", json.dumps(asdict(order))]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False, env=environment)
-    except subprocess.TimeoutExpired as error:
-        raise MeasurementError(f"not built within {limit_s:.0f} s") from error
-    if done.returncode:
-        last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
-        raise MeasurementError(" ".join(last.split())[:500])
+    run_apart("unetx_bench.gpu_record_build", asdict(order), limit_s, "built")
 
 
 def _build(order: BuildOrder) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
 
-from unetx_bench.errors import MeasurementError
+from unetx_bench.apart import run_apart
 from unetx_opt.errors import UnetxError
 from unetx_opt.files import write_file
 
@@ -59,17 +56,7 @@ def measure_apart(order: MeasureOrder, limit_s: float) -> dict[str, str]:
     MeasurementError
         It failed, with its last line, was killed, or took longer than `limit_s` seconds.
     """
-    command = [sys.executable, "-m", "unetx_bench.gpu_record_measure", json.dumps(asdict(order))]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False, env=environment)
-    except subprocess.TimeoutExpired as error:
-        raise MeasurementError(f"not measured within {limit_s:.0f} s") from error
-    if done.returncode < 0:
-        raise MeasurementError(f"its process was ended by signal {-done.returncode}")
-    if done.returncode:
-        last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
-        raise MeasurementError(" ".join(last.split())[:500])
+    run_apart("unetx_bench.gpu_record_measure", asdict(order), limit_s, "measured")
     reasons: dict[str, str] = json.loads(_reasons_path(order).read_text(encoding="ascii"))
     return reasons
 
