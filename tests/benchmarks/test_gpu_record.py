@@ -18,7 +18,7 @@ def test_the_gpu_record_names_what_did_not_run_and_why(tmp_path: Path) -> None:
     import torch
 
     if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
+        pytest.skip("this machine has a GPU, on which what is missing elsewhere would run")
     request = gpu_record.RecordRequest(
         variants=("unet",),
         precisions=("fp32",),

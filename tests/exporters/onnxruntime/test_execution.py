@@ -20,8 +20,8 @@ from unetx_exporters.onnxruntime.profile import ExecutedKernel, Profile, read_pr
 from unetx_opt.errors import ExportError
 from unetx_opt.specs import EngineRecord
 
-onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'unetx-opt[export]'")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'unetx-opt[cpu]'")
 
 CPU = EngineRecord("onnxruntime-cpu", ("model.onnx",))
 FORMS = {

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-onnx = pytest.importorskip("onnx")
-ort = pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'unetx-opt[export]'")
+ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'unetx-opt[cpu]'")
 
 from unetx_exporters.tensorrt.products import write_products  # noqa: E402
 
